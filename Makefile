@@ -1,0 +1,32 @@
+# The README's two commands, and what they need. Both work on a fresh machine with Python 3.11, make and git.
+PYTHON ?= python3.11
+BIN := .venv/bin
+
+.PHONY: inference test test-slow lint format clean
+
+inference: .venv/installed
+	$(BIN)/retbench inference --seq-len 8192
+
+test: .venv/installed lint
+	$(BIN)/pytest
+
+test-slow: .venv/installed
+	$(BIN)/pytest -m slow
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+# The marker is touched last, so that an interrupted installation is taken up again.
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@

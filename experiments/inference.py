@@ -1,0 +1,66 @@
+"""Figures 6 and 1 (left): memory, throughput and latency of decoding, RetNet against Transformers.
+
+Each cell prefills a prompt of the length, then times single decode steps with a full cache or state. Records go to
+results/, figures to reports/inference/.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from retbench import options
+from retbench.options import Grid
+from retbench.quantities import parse_duration
+from retbench.record import Record
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from retbench.report.tables import Table
+
+SYSTEMS = "retnet,transformer,transformer-flash,transformer-concat-cache"
+
+
+def command(
+    seq_len: options.SeqLen = "8192",
+    batch_size: options.BatchSize = "1,8",
+    systems: options.Systems = SYSTEMS,
+    size: options.Size = "auto",
+    dtype: options.DtypeName = "auto",
+    device: options.DeviceName = "auto",
+    threads: options.Threads = 0,
+    budget: options.Budget = "150s",
+    mem_limit: options.MemLimit = "",
+    out: options.Out = Path(),
+    fresh: options.Fresh = False,
+    dry_run: options.DryRun = False,
+    seed: options.Seed = 0,
+    output_format: options.Format = "table",
+) -> None:
+    grid = Grid(seq_len, batch_size, systems, size, dtype, device, threads, mem_limit, seed)
+    options.check_format(output_format)
+    chosen_device, cells = grid.cells("decode")
+    budget_s = parse_duration(budget, "--budget")
+
+    from retbench.session import Report, Session
+
+    session = Session("inference", chosen_device, cells, out, budget_s, fresh, dry_run, output_format)
+    session.run(Report(tables, figures))
+
+
+def tables(records: Sequence[Record]) -> "list[Table]":
+    """The main table, the headline ratios and the slopes."""
+    from retbench.report.inference_tables import headline_table, inference_table, slope_table
+    from retbench.report.paper import inference_paper
+
+    paper = inference_paper()
+    return [inference_table(records, paper), headline_table(records, paper), slope_table(records)]
+
+
+def figures(records: Sequence[Record]) -> "Mapping[str, Figure]":
+    """Figure 6 and Figure 1 (left) by file stem."""
+    from retbench.report.figures import figure1, figure6
+    from retbench.report.paper import inference_paper
+
+    paper = inference_paper()
+    return {"figure6": figure6.draw(records, paper), "figure1": figure1.draw(records, paper)}

@@ -1,0 +1,32 @@
+"""The language models that retbench compares. They depend on torch alone; importing this package does not load it.
+
+from models import build
+model = build("retnet", size="small", vocab_size=32000)
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from models.catalogue import systems
+from models.sizes import SIZES
+
+if TYPE_CHECKING:
+    from models.language_model import LanguageModel
+
+__all__ = ["SIZES", "build", "systems"]
+
+
+def build(system: str, size: str = "small", **options: object) -> "LanguageModel":
+    """A freshly initialised model of ``system`` at ``size``, on torch's default device and dtype.
+
+    ``options`` are fields of that system's config and win over what the size and the system set.
+    Raises ValueError for an unknown system, size or field, and for fields that contradict each other.
+    """
+    if system not in systems():
+        raise ValueError(f"unknown system {system!r}; systems are {', '.join(systems())}")
+    if size not in SIZES:
+        raise ValueError(f"unknown size {size!r}; sizes are {', '.join(SIZES)}")
+    entry = systems()[system]
+    model_class: type[LanguageModel] = import_module(entry.module).MODEL
+    shape = {"d_model": SIZES[size].d_model, "n_layers": SIZES[size].n_layers}
+    return model_class(model_class.config_class.from_options(system, {**shape, **entry.overrides, **options}))

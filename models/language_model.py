@@ -1,0 +1,252 @@
+"""The language model that every system is: embedding, pre-norm blocks, head; training form, prefill and step.
+
+A system's file gives a token mixer and the state that the mixer keeps while decoding; the rest is shared here.
+"""
+
+# B batch, T positions, D model dim, V vocabulary
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.config import Config
+from models.rotary import inverse_frequencies, rotation
+
+
+class LayerState(Protocol):
+    """What one mixer remembers of the tokens that it has read."""
+
+    def tensors(self) -> list[Tensor]: ...
+
+    def fill_(self, position: int, generator: torch.Generator) -> None:
+        """Overwrites the memory with random values, as if ``position`` tokens had been read."""
+
+    def sized(self, max_seq_len: int) -> "LayerState":
+        """A state for at most ``max_seq_len`` tokens, densely in the memory of this one."""
+
+    def step_bytes(self, position: int) -> int:
+        """Bytes that a decode step must move through memory when ``position`` tokens have been read."""
+
+
+@dataclass
+class State:
+    """The decode state of a batch: one layer state a block, and the number of tokens read so far.
+
+    Setting ``position`` back makes a KV cache forget the later tokens; a recurrent state keeps its values.
+    """
+
+    layers: list[LayerState]
+    position: int = 0
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All tensors of all layers."""
+        return (tensor for layer in self.layers for tensor in layer.tensors())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole batch's state, allocated capacity included."""
+        return sum(tensor.nbytes for tensor in self.tensors())
+
+    def step_bytes(self) -> int:
+        """Bytes of state that the next decode step must read and write."""
+        return sum(layer.step_bytes(self.position) for layer in self.layers)
+
+    def sized(self, max_seq_len: int) -> "State":
+        """A state for at most ``max_seq_len`` tokens in the memory of this one, whose values it overwrites."""
+        return State([layer.sized(max_seq_len) for layer in self.layers])
+
+    def fill_(self, position: int, seed: int = 0) -> None:
+        """A synthetic state, as if ``position`` tokens had been read."""
+        generator = torch.Generator(next(self.tensors()).device).manual_seed(seed)
+        for layer in self.layers:
+            layer.fill_(position, generator)
+        self.position = position
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Where a piece of text stands and its rotation, computed once and shared by all layers."""
+
+    start: int
+    cos: Tensor  # (T, K/2)
+    sin: Tensor  # (T, K/2)
+
+
+class Mixer(nn.Module):
+    """Mixes positions. ``forward`` is the training and prefill form, ``step`` the decode form."""
+
+    def forward(self, x: Tensor, positions: Positions, state: LayerState | None = None) -> Tensor:
+        """x (B, T, D) -> (B, T, D). With a state, continues after its tokens and updates it in place."""
+        raise NotImplementedError
+
+    def step(self, x: Tensor, positions: Positions, state: LayerState) -> Tensor:
+        """x (B, D) -> (B, D), one position; updates the state in place."""
+        raise NotImplementedError
+
+    def init_state(self, batch_size: int, max_seq_len: int) -> LayerState:
+        raise NotImplementedError
+
+
+class FeedForward(nn.Module):
+    """FFN of two matrices with GELU, or of three with SwiGLU; no biases."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.swiglu = config.ffn == "swiglu"
+        self.up_proj = nn.Linear(config.d_model, config.d_ffn, bias=False)
+        if self.swiglu:
+            self.gate_proj = nn.Linear(config.d_model, config.d_ffn, bias=False)
+        self.down_proj = nn.Linear(config.d_ffn, config.d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)"""
+        hidden = F.silu(self.gate_proj(x)) * self.up_proj(x) if self.swiglu else F.gelu(self.up_proj(x))
+        out: Tensor = self.down_proj(hidden)
+        return out
+
+
+class Block(nn.Module):
+    """x + mixer(norm(x)), then x + FFN(norm(x))."""
+
+    def __init__(self, config: Config, mixer: Mixer) -> None:
+        super().__init__()
+        self.mixer_norm = make_norm(config, config.d_model)
+        self.mixer = mixer
+        self.ffn_norm = make_norm(config, config.d_model)
+        self.ffn = FeedForward(config)
+
+    def forward(self, x: Tensor, positions: Positions, state: LayerState | None = None) -> Tensor:
+        x = x + self.mixer(self.mixer_norm(x), positions, state)  # (B, T, D)
+        out: Tensor = x + self.ffn(self.ffn_norm(x))
+        return out
+
+    def step(self, x: Tensor, positions: Positions, state: LayerState) -> Tensor:
+        x = x + self.mixer.step(self.mixer_norm(x), positions, state)  # (B, D)
+        out: Tensor = x + self.ffn(self.ffn_norm(x))
+        return out
+
+
+class LanguageModel(nn.Module):
+    """Tokens in, logits out; ``config`` says everything that shapes it."""
+
+    config_class: ClassVar[type[Config]]
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.layers = nn.ModuleList(Block(config, self.make_mixer()) for _ in range(config.n_layers))
+        self.norm = make_norm(config, config.d_model)
+        self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        if config.tied_embeddings:
+            self.head.weight = self.embedding.weight
+        self._initialise()
+
+    def make_mixer(self) -> Mixer:
+        raise NotImplementedError
+
+    @property
+    def blocks(self) -> list[Block]:
+        return cast(list[Block], list(self.layers))
+
+    @property
+    def d_rotary(self) -> int:
+        """Channels of a head that are rotated by position, 0 for none."""
+        return 0
+
+    @property
+    def backend(self) -> str:
+        """What computes the mixer, for the record."""
+        return "torch"
+
+    @property
+    def decode_form(self) -> str:
+        """How a step is computed, for the record."""
+        return "recurrent"
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Training form: (B, T) int64 -> logits (B, T, V)."""
+        logits: Tensor = self.head(self.norm(self._blocks(tokens, self.positions(0, tokens.shape[1]))))
+        return logits
+
+    @torch.no_grad()
+    def prefill(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """(B, T) int64, T >= 1 -> logits of the last position (B, V) and the state after it; resumable."""
+        batch_size, length = tokens.shape
+        if length == 0:
+            raise ValueError("prefill needs at least one token")
+        if state is None:
+            state = self.init_state(batch_size, length)
+        x = self._blocks(tokens, self.positions(state.position, length), state)
+        state.position += length
+        return self.head(self.norm(x[:, -1])), state
+
+    @torch.no_grad()
+    def step(self, token: Tensor, state: State) -> tuple[Tensor, State]:
+        """(B,) int64 -> logits (B, V); the state is updated in place and returned."""
+        positions = self.positions(state.position, 1)
+        x = self._embed(token)  # (B, D)
+        for block, layer_state in zip(self.blocks, state.layers, strict=True):
+            x = block.step(x, positions, layer_state)
+        state.position += 1
+        return self.head(self.norm(x)), state
+
+    def init_state(self, batch_size: int, max_seq_len: int) -> State:
+        """An empty state. A KV cache is allocated for ``max_seq_len`` tokens; a recurrent state ignores it."""
+        if batch_size < 1 or max_seq_len < 1:
+            raise ValueError(f"batch_size and max_seq_len must be positive, not {batch_size} and {max_seq_len}")
+        return State([block.mixer.init_state(batch_size, max_seq_len) for block in self.blocks])
+
+    def positions(self, start: int, length: int) -> Positions:
+        """The rotation of positions start .. start + length - 1, in float32 at least."""
+        weight = self.embedding.weight
+        frequencies = inverse_frequencies(self.config, self.d_rotary, weight.device)
+        return Positions(start, *rotation(frequencies, start, length, state_dtype(weight.dtype)))
+
+    def weights_bytes(self) -> int:
+        """Bytes of all parameters and buffers; tied weights count once."""
+        return sum(tensor.nbytes for tensor in (*self.parameters(), *self.buffers()))
+
+    def step_weights_bytes(self) -> int:
+        """Bytes of weights that a decode step must read: all but an input embedding that is not the head."""
+        embedding = 0 if self.config.tied_embeddings else self.embedding.weight.nbytes
+        return self.weights_bytes() - embedding
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        x: Tensor = self.embedding(tokens)
+        return x if self.config.embedding_scale == 1.0 else x * self.config.embedding_scale
+
+    def _blocks(self, tokens: Tensor, positions: Positions, state: State | None = None) -> Tensor:
+        """(B, T) -> (B, T, D) before the final norm."""
+        x = self._embed(tokens)  # (B, T, D)
+        for index, block in enumerate(self.blocks):
+            x = block(x, positions, state.layers[index] if state else None)
+        return x
+
+    def _initialise(self) -> None:
+        """Matrices from N(0, 0.02), those that write to the residual stream scaled by (2 n_layers)^-1/2."""
+        device = self.embedding.weight.device
+        if device.type == "meta":
+            return
+        generator = torch.Generator(device).manual_seed(self.config.seed)
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 2:
+                residual = name.endswith(("out_proj.weight", "down_proj.weight"))
+                std = 0.02 * (2 * self.config.n_layers) ** -0.5 if residual else 0.02
+                nn.init.normal_(parameter, std=std, generator=generator)
+
+
+def make_norm(config: Config, width: int) -> nn.Module:
+    """The norm of the config over the last ``width`` channels, with a weight (and, for layernorm, a bias)."""
+    if config.norm == "rmsnorm":
+        return nn.RMSNorm(width, eps=config.norm_eps)
+    return nn.LayerNorm(width, eps=config.norm_eps)
+
+
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 for float64 weights, else float32: recurrent states, angles and decays are never rounded to bf16."""
+    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -1,0 +1,117 @@
+"""Retention in its three forms (arXiv 2307.08621, section 2.1) as pure functions of q, k, v and the decays.
+
+All compute the plain recurrence S_n = gamma S_(n-1) + k_n^T v_n, o_n = q_n S_n. The paper's row scalings are positive
+scalars that the group norm after it removes, so one normalisation, the group norm, serves all three forms.
+"""
+
+# B batch, H heads, T positions, K key dim, V value dim, N chunks, C positions of a chunk
+
+import math
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+SEGMENT_CHUNKS = 32  # chunks whose states are held at once: caps the memory of long prompts
+
+
+def log_decays(schedule: str, n_heads: int) -> Tensor:
+    """log gamma (H,), float64. ``linspace``: the paper's experiments (section 3.1); ``eq8``: 1 - 2^(-5-i)."""
+    if schedule == "eq8":
+        complement = 2.0 ** (-5 - torch.arange(n_heads, dtype=torch.float64, device="cpu"))
+    else:
+        first, last = math.log(1 / 32), math.log(1 / 512)
+        complement = torch.linspace(first, last, n_heads, dtype=torch.float64, device="cpu").exp()
+    return torch.log1p(-complement)
+
+
+def decay_matrix(log_gamma: Tensor, length: int) -> Tensor:
+    """D (H, T, T) of eq. 5, float64: gamma^(n-m) where n >= m, else 0."""
+    steps = torch.arange(length, device=log_gamma.device)
+    distance = steps[:, None] - steps  # (T, T), n - m
+    powers = powers_of(log_gamma, distance.clamp(min=0))  # clamped first: a negative distance would overflow
+    return powers * (distance >= 0)
+
+
+def powers_of(log_gamma: Tensor, exponents: Tensor) -> Tensor:
+    """gamma^exponents (H, *exponents.shape), float64; gamma = 0 gives 0^0 = 1."""
+    finite = log_gamma.clamp(min=-1e4)
+    return torch.exp(torch.tensordot(finite, exponents.to(finite.dtype), dims=0))
+
+
+def parallel(q: Tensor, k: Tensor, v: Tensor, log_gamma: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """Parallel form, eq. 5, after a prefix whose state is given.
+
+    q, k (B, H, T, K), v (B, H, T, V), log_gamma (H,), state (B, H, K, V) -> o (B, H, T, V) and the new state.
+    """
+    length = q.shape[2]
+    steps = torch.arange(length, device=q.device)
+    decay = decay_matrix(log_gamma, length).to(q.dtype)
+    since_start = powers_of(log_gamma, steps + 1)[..., None]  # (H, T, 1)
+    to_end = powers_of(log_gamma, length - 1 - steps)[..., None]  # (H, T, 1)
+    inner = (q @ k.mT * decay) @ v  # (B, H, T, V)
+    cross = (q * since_start.to(q.dtype)) @ state.to(q.dtype)  # (B, H, T, V)
+    added = (k * to_end.to(k.dtype)).mT @ v  # (B, H, K, V)
+    return inner + cross, state * since_start[:, -1:].to(state.dtype) + added.to(state.dtype)
+
+
+def recurrent(q: Tensor, k: Tensor, v: Tensor, log_gamma: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """Recurrent form, eq. 6, one position after the other; shapes as in ``parallel``."""
+    gamma = log_gamma.exp().to(state.dtype)[:, None, None]  # (H, 1, 1)
+    outputs = []
+    for q_n, k_n, v_n in zip(*(x.to(state.dtype).unbind(2) for x in (q, k, v)), strict=True):
+        state = state * gamma + k_n[..., None] * v_n[:, :, None]  # (B, H, K, V)
+        outputs.append((q_n[:, :, None] @ state).squeeze(2))  # (B, H, V)
+    return torch.stack(outputs, dim=2).to(q.dtype), state
+
+
+def recurrent_step_(q: Tensor, k: Tensor, v: Tensor, gamma: Tensor, state: Tensor) -> Tensor:
+    """One step of eq. 6 that updates ``state`` (B, H, K, V) in place.
+
+    q, k (B, H, K), v (B, H, V), gamma (H,) in the dtype of the state -> o (B, H, V) in that dtype.
+    """
+    q, k, v = q.to(state.dtype), k.to(state.dtype), v.to(state.dtype)
+    state.mul_(gamma[:, None, None]).addcmul_(k[..., None], v[:, :, None])
+    return (q[:, :, None] @ state).squeeze(2)
+
+
+def chunkwise(
+    q: Tensor, k: Tensor, v: Tensor, log_gamma: Tensor, state: Tensor, chunk_size: int, decay: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Chunkwise form, eq. 7; shapes as in ``parallel``, any length.
+
+    ``decay`` is ``decay_matrix(log_gamma, min(chunk_size, T))`` for callers that share it between layers.
+    """
+    length = q.shape[2]
+    chunk_size = min(chunk_size, length)
+    if decay is None:
+        decay = decay_matrix(log_gamma, chunk_size)
+    whole, segment = length - length % chunk_size, SEGMENT_CHUNKS * chunk_size
+    bounds = [*range(0, whole, segment), whole, length] if length > whole else [*range(0, whole, segment), length]
+    outputs = []
+    for start, end in pairwise(bounds):
+        size = min(chunk_size, end - start)
+        q_s, k_s, v_s = (x[:, :, start:end].reshape(*x.shape[:2], -1, size, x.shape[-1]) for x in (q, k, v))
+        out, state = _segment(q_s, k_s, v_s, log_gamma, state, decay[:, :size, :size])
+        outputs.append(out)
+    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)), state
+
+
+def _segment(q: Tensor, k: Tensor, v: Tensor, log_gamma: Tensor, state: Tensor, decay: Tensor) -> tuple[Tensor, Tensor]:
+    """Chunks at once, q, k, v (B, H, N, C, K or V): batched products within chunks, one product across them."""
+    size = decay.shape[-1]  # C
+    steps = torch.arange(size, device=q.device)
+    since_start = powers_of(log_gamma, steps + 1)[:, None, :, None]  # (H, 1, C, 1)
+    to_end = decay[:, -1, None, :, None]  # (H, 1, C, 1), gamma^(C-1-m)
+    inner = (q @ k.mT * decay[:, None].to(q.dtype)) @ v  # (B, H, N, C, V)
+    added = ((k * to_end.to(k.dtype)).mT @ v).to(state.dtype)  # (B, H, N, K, V)
+    states = _chunk_states(added, state, log_gamma * size)  # (B, H, N + 1, K, V)
+    cross = (q * since_start.to(q.dtype)) @ states[:, :, :-1].to(q.dtype)  # (B, H, N, C, V)
+    return (inner + cross).flatten(2, 3), states[:, :, -1]
+
+
+def _chunk_states(added: Tensor, state: Tensor, log_chunk_decay: Tensor) -> Tensor:
+    """The state before each chunk and after the last (B, H, N + 1, K, V), from what each adds (B, H, N, K, V)."""
+    chunks = torch.cat((state[:, :, None], added), dim=2)  # (B, H, N + 1, K, V)
+    weights = decay_matrix(log_chunk_decay, chunks.shape[2]).to(chunks.dtype)  # (H, N + 1, N + 1)
+    return (weights @ chunks.flatten(3)).view_as(chunks)

@@ -1,0 +1,186 @@
+"""RetNet (arXiv 2307.08621): multi-scale retention with a swish gate, in parallel, chunkwise and recurrent form."""
+
+# B batch, T positions, D model dim, H heads, K key dim, V value dim of a head
+
+from dataclasses import dataclass
+from typing import Literal, Self, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models import retention
+from models.config import Config, require_divisible
+from models.language_model import LanguageModel, LayerState, Mixer, Positions, state_dtype
+from models.rotary import rotate
+
+SYSTEMS = {
+    "retnet": {"summary": "RetNet as the paper's experiments used it"},
+}
+
+Form = Literal["parallel", "chunkwise", "recurrent"]
+
+
+@dataclass(frozen=True)
+class RetNetConfig(Config):
+    """The defaults are the paper's experiments (section 3.1); published checkpoints use eq8 and rmsnorm."""
+
+    n_heads: int = 0  # 0: max(2, d_model / 256), a key dim of 256 at the paper's sizes
+    value_factor: int = 2  # value dim of a head / key dim of a head
+    gamma: Literal["linspace", "eq8"] = "linspace"
+    gate: bool = True
+    group_norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    group_norm_affine: bool = False  # one weight over the value dim, shared by all heads
+    chunk_size: int = 256
+    form: Form = "chunkwise"
+
+    def __post_init__(self) -> None:
+        if self.n_heads == 0:
+            object.__setattr__(self, "n_heads", max(2, self.d_model // 256))
+        super().__post_init__()
+        require_divisible(self.d_model, self.n_heads, "n_heads must divide d_model")
+        require_divisible(self.d_k, 2, "the key dim of a head must be even for the rotation")
+        if self.chunk_size < 1 or self.value_factor < 1:
+            raise ValueError("chunk_size and value_factor must be positive")
+
+    @property
+    def d_k(self) -> int:
+        return self.d_model // self.n_heads
+
+    @property
+    def d_v(self) -> int:
+        return self.d_k * self.value_factor
+
+    @property
+    def mixer_parameters(self) -> int:
+        wide = 3 if self.gate else 2  # v, out and gate
+        return self.d_model * self.d_model * (2 + wide * self.value_factor)
+
+
+@dataclass
+class RetentionState:
+    """The recurrent state S (B, H, K, V), float32 at least."""
+
+    memory: Tensor
+
+    def tensors(self) -> list[Tensor]:
+        return [self.memory]
+
+    def fill_(self, position: int, generator: torch.Generator) -> None:
+        self.memory.normal_(generator=generator)
+
+    def sized(self, max_seq_len: int) -> Self:
+        return self
+
+    def step_bytes(self, position: int) -> int:
+        return 2 * self.memory.nbytes  # read and written
+
+
+@dataclass(frozen=True)
+class RetentionPositions(Positions):
+    """Adds the decays, computed once and shared by all layers."""
+
+    form: Form
+    chunk_size: int
+    log_gamma: Tensor  # (H,) float64
+    gamma: Tensor  # (H,) in the state's dtype
+    decay: Tensor | None  # (H, C, C) for the chunkwise form
+
+
+class MultiScaleRetention(Mixer):
+    """Eq. 8: (group_norm(retention(X)) * swish(X W_G)) W_O, no biases."""
+
+    def __init__(self, config: RetNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        d_values = config.n_heads * config.d_v
+        self.q_proj = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.k_proj = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.v_proj = nn.Linear(config.d_model, d_values, bias=False)
+        if config.gate:
+            self.g_proj = nn.Linear(config.d_model, d_values, bias=False)
+        self.out_proj = nn.Linear(d_values, config.d_model, bias=False)
+        self.group_norm_weight = nn.Parameter(torch.ones(config.d_v)) if config.group_norm_affine else None
+
+    def forward(self, x: Tensor, positions: Positions, state: LayerState | None = None) -> Tensor:
+        """x (B, T, D) -> (B, T, D) in the form that the positions name."""
+        shared, kept = cast(RetentionPositions, positions), cast(RetentionState | None, state)
+        q, k, v = self._qkv(x, shared)
+        memory = kept.memory if kept else self._empty(x.shape[0])
+        if shared.form == "parallel":
+            out, memory = retention.parallel(q, k, v, shared.log_gamma, memory)
+        elif shared.form == "recurrent":
+            out, memory = retention.recurrent(q, k, v, shared.log_gamma, memory)
+        else:
+            out, memory = retention.chunkwise(q, k, v, shared.log_gamma, memory, shared.chunk_size, decay=shared.decay)
+        if kept:
+            kept.memory.copy_(memory)
+        return self._gate_and_project(x, out.transpose(1, 2))  # (B, T, H, V) in
+
+    def step(self, x: Tensor, positions: Positions, state: LayerState) -> Tensor:
+        """x (B, D) -> (B, D), recurrent form."""
+        shared, kept = cast(RetentionPositions, positions), cast(RetentionState, state)
+        q, k, v = (y.squeeze(2) for y in self._qkv(x[:, None], shared))  # (B, H, K or V)
+        return self._gate_and_project(x, retention.recurrent_step_(q, k, v, shared.gamma, kept.memory))
+
+    def init_state(self, batch_size: int, max_seq_len: int) -> RetentionState:
+        return RetentionState(self._empty(batch_size))
+
+    def _qkv(self, x: Tensor, positions: Positions) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, T, D) -> q, k (B, H, T, K), v (B, H, T, V); q and k rotated, k scaled by K^-1/2."""
+        n_heads = self.config.n_heads
+        q, k, v = (
+            projection(x).view(*x.shape[:2], n_heads, -1).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q, k = (rotate(y, positions.cos, positions.sin, self.config.rotary) for y in (q, k))
+        return q, k * self.config.d_k**-0.5, v
+
+    def _gate_and_project(self, x: Tensor, out: Tensor) -> Tensor:
+        """x (..., D), out (..., H, V) -> (..., D)"""
+        shape, eps = (self.config.d_v,), self.config.norm_eps
+        weight = None if self.group_norm_weight is None else self.group_norm_weight.to(out.dtype)
+        if self.config.group_norm == "rmsnorm":
+            out = F.rms_norm(out, shape, weight, eps)
+        else:
+            out = F.layer_norm(out, shape, weight, None, eps)
+        out = out.flatten(-2).to(x.dtype)  # (..., H V)
+        if self.config.gate:
+            out = out * F.silu(self.g_proj(x))
+        projected: Tensor = self.out_proj(out)
+        return projected
+
+    def _empty(self, batch_size: int) -> Tensor:
+        weight, config = self.q_proj.weight, self.config
+        shape = (batch_size, config.n_heads, config.d_k, config.d_v)
+        return torch.zeros(shape, dtype=state_dtype(weight.dtype), device=weight.device)
+
+
+class RetNet(LanguageModel):
+    """``form`` and ``chunk_size`` choose how ``forward`` and ``prefill`` compute; ``step`` is recurrent."""
+
+    config_class = RetNetConfig
+
+    def __init__(self, config: RetNetConfig) -> None:
+        super().__init__(config)
+        self.form: Form = config.form
+        self.chunk_size = config.chunk_size
+
+    def make_mixer(self) -> Mixer:
+        return MultiScaleRetention(cast(RetNetConfig, self.config))
+
+    @property
+    def d_rotary(self) -> int:
+        return cast(RetNetConfig, self.config).d_k
+
+    def positions(self, start: int, length: int) -> RetentionPositions:
+        config = cast(RetNetConfig, self.config)
+        base = super().positions(start, length)
+        log_gamma = retention.log_decays(config.gamma, config.n_heads).to(base.cos.device)
+        chunk = min(self.chunk_size, length)
+        decay = retention.decay_matrix(log_gamma, chunk) if self.form == "chunkwise" and length > 1 else None
+        gamma = log_gamma.exp().to(base.cos.dtype)
+        return RetentionPositions(start, base.cos, base.sin, self.form, self.chunk_size, log_gamma, gamma, decay)
+
+
+MODEL = RetNet

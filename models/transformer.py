@@ -1,0 +1,171 @@
+"""Transformer: pre-norm causal softmax attention with a KV cache, in the backends eager, sdpa and flash-attn."""
+
+# B batch, T positions, D model dim, H query heads, G key-value heads, K head dim
+
+import math
+from dataclasses import dataclass
+from typing import Literal, Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from models import attention
+from models.config import Config, require_divisible
+from models.language_model import LanguageModel, LayerState, Mixer, Positions
+from models.rotary import rotate
+
+SYSTEMS = {
+    "transformer": {
+        "summary": "Transformer, eager softmax attention, preallocated KV cache",
+        "config": {"attention": "eager"},
+    },
+    "transformer-flash": {
+        "summary": "Transformer, FlashAttention, preallocated KV cache",
+        "config": {"attention": "sdpa"},
+    },
+    "transformer-concat-cache": {
+        "summary": "Transformer, eager softmax attention, KV cache concatenated at every step (code of 2023)",
+        "config": {"attention": "eager", "kv_cache": "concatenated"},
+    },
+}
+
+
+@dataclass(frozen=True)
+class TransformerConfig(Config):
+    """The paper's Transformer by default; rmsnorm, swiglu, half-split and n_kv_heads make today's Llama."""
+
+    n_heads: int = 0  # 0: head dim 64 below d_model 2048, else 128
+    n_kv_heads: int = 0  # 0: n_heads
+    attention: Literal["eager", "sdpa", "flash-attn"] = "eager"
+    kv_cache: Literal["preallocated", "concatenated"] = "preallocated"
+
+    def __post_init__(self) -> None:
+        if self.n_heads == 0:
+            object.__setattr__(self, "n_heads", max(1, self.d_model // (64 if self.d_model < 2048 else 128)))
+        if self.n_kv_heads == 0:
+            object.__setattr__(self, "n_kv_heads", self.n_heads)
+        require_divisible(self.d_model, self.n_heads, "n_heads must divide d_model")
+        require_divisible(self.n_heads, self.n_kv_heads, "n_kv_heads must divide n_heads")
+        require_divisible(self.d_head, 2, "the head dim must be even for the rotation")
+        super().__post_init__()
+
+    @property
+    def d_head(self) -> int:
+        return self.d_model // self.n_heads
+
+    @property
+    def mixer_parameters(self) -> int:
+        return 2 * self.d_model * (self.d_model + self.n_kv_heads * self.d_head)
+
+
+@dataclass
+class KVCache:
+    """Keys and values (B, G, capacity, K) of the tokens read, written in place; a full cache doubles."""
+
+    keys: Tensor
+    values: Tensor
+
+    def append(self, k: Tensor, v: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        """Writes k, v (B, G, T, K) at ``start`` and returns all keys and values so far (B, G, start + T, K)."""
+        end = start + k.shape[2]
+        if end > self.keys.shape[2]:
+            grow = max(end, 2 * self.keys.shape[2]) - self.keys.shape[2]
+            self.keys, self.values = (nn.functional.pad(x, (0, 0, 0, grow)) for x in (self.keys, self.values))
+        self.keys[:, :, start:end] = k
+        self.values[:, :, start:end] = v
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def tensors(self) -> list[Tensor]:
+        return [self.keys, self.values]
+
+    def fill_(self, position: int, generator: torch.Generator) -> None:
+        for tensor in self.tensors():
+            # One random token repeated: drawing every value of a long cache takes longer than measuring it.
+            token = torch.randn(tensor[:, :, :1].shape, generator=generator, dtype=tensor.dtype, device=tensor.device)
+            tensor[:, :, :position] = token
+
+    def sized(self, max_seq_len: int) -> Self:
+        batch_size, heads, _, dim = self.keys.shape
+        shape = (batch_size, heads, max_seq_len, dim)
+        keys, values = (tensor.flatten()[: math.prod(shape)].view(shape) for tensor in self.tensors())
+        return type(self)(keys, values)
+
+    def step_bytes(self, position: int) -> int:
+        batch_size, heads, _, dim = self.keys.shape
+        return 2 * batch_size * heads * dim * self.keys.itemsize * (position + 1)
+
+
+class ConcatenatedCache(KVCache):
+    """The cache of most code of 2023: every step copies all keys and values. A baseline only."""
+
+    def append(self, k: Tensor, v: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        self.keys = torch.cat((self.keys[:, :, :start], k), dim=2)
+        self.values = torch.cat((self.values[:, :, :start], v), dim=2)
+        return self.keys, self.values
+
+    def fill_(self, position: int, generator: torch.Generator) -> None:
+        batch_size, heads, _, dim = self.keys.shape
+        self.keys, self.values = (x.new_empty(batch_size, heads, position, dim) for x in self.tensors())
+        super().fill_(position, generator)
+
+
+class CausalAttention(Mixer):
+    """Multi-head attention with rotary positions and grouped key-value heads, no biases."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        d_kv = config.n_kv_heads * config.d_head
+        self.q_proj = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.k_proj = nn.Linear(config.d_model, d_kv, bias=False)
+        self.v_proj = nn.Linear(config.d_model, d_kv, bias=False)
+        self.out_proj = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.attend = attention.BACKENDS[config.attention]
+
+    def forward(self, x: Tensor, positions: Positions, state: LayerState | None = None) -> Tensor:
+        """x (B, T, D) -> (B, T, D)"""
+        config = self.config
+        q, k, v = (
+            projection(x).view(*x.shape[:2], -1, config.d_head).transpose(1, 2)  # q (B, H, T, K), k and v (B, G, T, K)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q, k = (rotate(y, positions.cos, positions.sin, config.rotary) for y in (q, k))
+        if state is not None:
+            k, v = cast(KVCache, state).append(k, v, positions.start)  # (B, G, S, K)
+        out: Tensor = self.out_proj(self.attend(q, k, v).transpose(1, 2).flatten(-2))
+        return out
+
+    def step(self, x: Tensor, positions: Positions, state: LayerState) -> Tensor:
+        """x (B, D) -> (B, D)"""
+        return self.forward(x[:, None], positions, state).squeeze(1)
+
+    def init_state(self, batch_size: int, max_seq_len: int) -> KVCache:
+        config, weight = self.config, self.q_proj.weight
+        concatenated = config.kv_cache == "concatenated"
+        shape = (batch_size, config.n_kv_heads, 0 if concatenated else max_seq_len, config.d_head)
+        cache = ConcatenatedCache if concatenated else KVCache
+        return cache(*(torch.zeros(shape, dtype=weight.dtype, device=weight.device) for _ in range(2)))
+
+
+class Transformer(LanguageModel):
+    """``config.attention`` names the backend of training and prefill."""
+
+    config_class = TransformerConfig
+
+    def make_mixer(self) -> Mixer:
+        return CausalAttention(cast(TransformerConfig, self.config))
+
+    @property
+    def d_rotary(self) -> int:
+        return cast(TransformerConfig, self.config).d_head
+
+    @property
+    def backend(self) -> str:
+        return cast(TransformerConfig, self.config).attention
+
+    @property
+    def decode_form(self) -> str:
+        return "kv-cache"
+
+
+MODEL = Transformer

@@ -1,0 +1,5 @@
+"""``python -m retbench``."""
+
+from retbench.cli import main
+
+main()

@@ -1,0 +1,92 @@
+"""The command line: one verb per experiment file, and ``list``. Imports no torch."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from models.catalogue import systems
+from models.sizes import SIZES
+from retbench import __version__
+from retbench.devices import devices
+from retbench.errors import UsageError
+from retbench.registry import check_packages, choose, experiments
+
+LISTS = ("systems", "sizes", "experiments", "devices")
+
+
+def main() -> None:
+    """The entry point: bad input is one line on stderr and exit status 2, an interrupt is 130."""
+    try:
+        check_packages()
+        status = make_app()(standalone_mode=False)
+    except (UsageError, typer.TyperException) as error:
+        text = error.format_message() if isinstance(error, typer.TyperException) else str(error)
+        print(f"retbench: {' '.join(text.split())}", file=sys.stderr)
+        status = 2
+    except (KeyboardInterrupt, typer.Abort):
+        status = 130
+    sys.exit(status)
+
+
+def make_app() -> typer.Typer:
+    """The application, with a verb for every experiment."""
+    app = typer.Typer(
+        help="Measures RetNet against Transformers and regenerates the paper's tables and figures.",
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+    )
+    app.callback()(_options)
+    app.command("list")(_list)
+    for name, module in experiments().items():
+        app.command(name, help=module.__doc__)(module.command)
+    return app
+
+
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)] = False,
+) -> None:
+    if version:
+        typer.echo(f"retbench {__version__}")
+        raise typer.Exit
+
+
+def _list(
+    what: Annotated[str, typer.Argument(help=f"One of {', '.join(LISTS)}; all of them by default.")] = "all",
+) -> None:
+    """Lists systems, sizes, experiments and devices."""
+    chosen = choose(what, LISTS, "list")
+    for name in chosen:
+        entries = _ENTRIES[name]()
+        width = max(map(len, entries))
+        lines = [f"{entry:<{width}}  {text}" for entry, text in entries.items()]
+        typer.echo("\n".join(lines if len(chosen) == 1 else [f"{name}:", *(f"  {line}" for line in lines), ""]))
+
+
+def _systems() -> dict[str, str]:
+    return {name: system.summary for name, system in systems().items()}
+
+
+def _sizes() -> dict[str, str]:
+    return {name: f"d_model {size.d_model}, {size.n_layers} layers" for name, size in SIZES.items()}
+
+
+def _experiments() -> dict[str, str]:
+    return {name: (module.__doc__ or "").splitlines()[0] for name, module in experiments().items()}
+
+
+def _devices() -> dict[str, str]:
+    lines = {}
+    for name, device in devices().items():
+        reason = device.unavailable()
+        facts = reason or ", ".join(f"{key} {value}" for key, value in device.describe().items())
+        lines[name] = f"not available: {facts}" if reason else facts
+    return lines
+
+
+_ENTRIES = {"systems": _systems, "sizes": _sizes, "experiments": _experiments, "devices": _devices}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""The CPU: exact tensor memory from the profiler, limits from the kernel."""
+
+import os
+import platform
+import re
+import resource
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import TypeVar
+
+from retbench.devices import MemoryPeak
+from retbench.spec import Dtype
+
+T = TypeVar("T")
+
+MEASURED = "retbench: measured"
+
+
+class Cpu:
+    name = "cpu"
+
+    def unavailable(self) -> str | None:
+        return None
+
+    def describe(self) -> dict[str, str | int]:
+        model = _cpuinfo().get("model name") or platform.processor() or platform.machine()
+        return {
+            "cpu": model,
+            "cores": self.default_threads(),
+            "memory_bytes": _meminfo().get("MemTotal", 0),
+            "bf16": "native" if _has_bf16() else "emulated",
+        }
+
+    def slug(self) -> str:
+        model = re.sub(r"\(r\)|\(tm\)|processor|cpu|@.*", " ", str(self.describe()["cpu"]).lower())
+        return "-".join([*re.findall(r"[a-z0-9.]+", model)[:6], f"{self.default_threads()}c"])
+
+    def free_bytes(self) -> int:
+        """What the kernel says is available, or what is left of the control group's limit if that is less."""
+        free = _meminfo().get("MemAvailable", 0)
+        limit, used = (_read(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
+        return min(free, int(limit) - int(used)) if limit.isdigit() and used.isdigit() else free
+
+    def default_dtype(self) -> Dtype:
+        return "bf16" if _has_bf16() else "fp32"
+
+    def default_size(self) -> str:
+        return "small"
+
+    def default_threads(self) -> int:
+        """Physical cores that this process may use: a second thread on a core slows both."""
+        allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+        cores = set()
+        for block in _read("/proc/cpuinfo").split("\n\n"):
+            field = dict(re.findall(r"^([\w ]+?)\s*:\s*(.*)$", block, re.M))
+            if int(field.get("processor", -1)) in allowed:
+                cores.add((field.get("physical id"), field.get("core id", field["processor"])))
+        return len(cores) or len(allowed)
+
+    def synchronize(self) -> None:
+        """Nothing to wait for: calls return when their work is done."""
+
+    def limit_memory(self, limit_bytes: int) -> None:
+        """Bounds private writable memory at what the process holds now plus ``limit_bytes``."""
+        held = int(re.findall(r"VmData:\s*(\d+) kB", _read("/proc/self/status"))[0]) * 1024
+        resource.setrlimit(resource.RLIMIT_DATA, (held + limit_bytes, held + limit_bytes))
+
+    def peak_memory(self, prepare: Callable[[], T], run: Callable[[T], object]) -> MemoryPeak:
+        """Exact: the profiler sees every allocation of torch. VmHWM, the kernel's peak, stands beside it."""
+        from torch.profiler import ProfilerActivity, profile, record_function
+
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            prepared = prepare()
+            _reset_high_water_mark()
+            with record_function(MEASURED):
+                run(prepared)
+            high_water = int(re.findall(r"VmHWM:\s*(\d+) kB", _read("/proc/self/status"))[0]) * 1024
+        # FunctionEvents fold allocations into their operators and lose the order: read the raw events.
+        events = profiler.profiler.kineto_results.events()
+        begin = next(event.start_ns() for event in events if event.name() == MEASURED)
+        memory = sorted(((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"), key=lambda e: e[0])
+        live = peak = 0
+        for start_ns, nbytes in memory:
+            if start_ns >= begin:
+                peak = max(peak, live, live + nbytes)
+            live += nbytes
+        return MemoryPeak(peak, {"vm_hwm_bytes": high_water})
+
+    def energy_mj(self) -> float | None:
+        return None
+
+
+def _reset_high_water_mark() -> None:
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return  # not Linux, or not allowed: the mark then includes the time before
+
+
+@cache
+def _cpuinfo() -> dict[str, str]:
+    """The first processor's fields."""
+    return dict(re.findall(r"^([\w ]+?)\s*:\s*(.*)$", _read("/proc/cpuinfo").split("\n\n")[0], re.M))
+
+
+def _has_bf16() -> bool:
+    flags = _cpuinfo().get("flags", "").split()
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def _meminfo() -> dict[str, int]:
+    """Bytes by name; empty where there is no /proc."""
+    return {name: int(kib) * 1024 for name, kib in re.findall(r"^(\w+):\s*(\d+) kB$", _read("/proc/meminfo"), re.M)}
+
+
+def _read(path: str) -> str:
+    """The text of a kernel file, stripped; empty where it does not exist."""
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""
+
+
+DEVICE = Cpu()

@@ -1,0 +1,111 @@
+"""The first CUDA GPU: NVML describes it without torch, torch's allocator measures memory."""
+
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from models.sizes import SIZES
+from retbench.devices import MemoryPeak
+from retbench.spec import Dtype
+
+T = TypeVar("T")
+
+
+class Cuda:
+    name = "cuda"
+
+    def unavailable(self) -> str | None:
+        try:
+            self._nvml()
+        except _nvml_error() as error:
+            return f"NVML finds no NVIDIA GPU ({error})"
+        return None
+
+    def describe(self) -> dict[str, str | int]:
+        pynvml, handle = self._nvml()
+        return {
+            "gpu": _text(pynvml.nvmlDeviceGetName(handle)),
+            "gpu_memory_bytes": int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
+            "driver": _text(pynvml.nvmlSystemGetDriverVersion()),
+        }
+
+    def slug(self) -> str:
+        return "-".join(re.findall(r"[a-z0-9]+", str(self.describe()["gpu"]).lower()))
+
+    def free_bytes(self) -> int:
+        pynvml, handle = self._nvml()
+        return int(pynvml.nvmlDeviceGetMemoryInfo(handle).free)
+
+    def default_dtype(self) -> Dtype:
+        return "bf16"
+
+    def default_size(self) -> str:
+        """The largest size up to the paper's 6.7B whose Transformer decodes batch 8 at length 8192 in this memory."""
+        budget = 0.9 * self.free_bytes()
+        fitting = ["tiny"]
+        for name, size in SIZES.items():
+            weights = 2 * (12 * size.d_model**2 * size.n_layers + 2 * 32000 * size.d_model)
+            cache = 2 * 2 * 8 * 8192 * size.d_model * size.n_layers
+            if name != "13b" and weights + cache < budget:
+                fitting.append(name)
+        return fitting[-1]
+
+    def default_threads(self) -> int:
+        return 1  # one thread launches the kernels
+
+    def synchronize(self) -> None:
+        import torch
+
+        torch.cuda.synchronize()
+
+    def limit_memory(self, limit_bytes: int) -> None:
+        import torch
+
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, limit_bytes / total))
+
+    def peak_memory(self, prepare: Callable[[], T], run: Callable[[T], object]) -> MemoryPeak:
+        """Peak of what torch's allocator handed out since before ``prepare``; reserved and NVML stand beside it."""
+        import torch
+
+        before = torch.cuda.memory_allocated()
+        prepared = prepare()
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        run(prepared)
+        torch.cuda.synchronize()
+        pynvml, handle = self._nvml()
+        counters = {
+            "cuda_allocated_bytes": torch.cuda.max_memory_allocated(),
+            "cuda_reserved_bytes": torch.cuda.max_memory_reserved(),
+            "nvml_used_bytes": int(pynvml.nvmlDeviceGetMemoryInfo(handle).used),
+        }
+        return MemoryPeak(torch.cuda.max_memory_allocated() - before, counters)
+
+    def energy_mj(self) -> float | None:
+        pynvml, handle = self._nvml()
+        try:
+            return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle))
+        except pynvml.NVMLError:
+            return None  # not supported before Volta
+
+    def _nvml(self) -> tuple[Any, Any]:
+        """The initialised library and the handle of GPU 0; raises NVMLError where there is none."""
+        import pynvml
+
+        pynvml.nvmlInit()
+        return pynvml, pynvml.nvmlDeviceGetHandleByIndex(0)
+
+
+def _nvml_error() -> type[Exception]:
+    import pynvml
+
+    error: type[Exception] = pynvml.NVMLError
+    return error
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+DEVICE = Cuda()

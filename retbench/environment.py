@@ -1,0 +1,100 @@
+"""The conditions of a measurement: what a child runs under, and the fingerprint that says two runs may be compared."""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from retbench import __version__
+from retbench.devices import Device
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# What changes between runs without making their numbers incomparable.
+NOT_IDENTIFYING = ("commit", "dirty", "retbench", "kernel", "memory_bytes", "code")
+
+# What a child runs and what decides its numbers; reports and the command line do not.
+MEASURED_CODE = (
+    "models/*.py",
+    "retbench/measure/*.py",
+    "retbench/devices/*.py",
+    "retbench/statistics.py",
+    "retbench/timing.py",
+    "retbench/worker.py",
+)
+
+
+def child_variables(threads: int) -> dict[str, str]:
+    """Environment variables of every child: they change timings and memory, so they are set and recorded.
+
+    Passive waiting: spinning barriers made contended threads up to 200x slower. Malloc thresholds: freed memory goes
+    back to the kernel, so that VmHWM is what was used. Huge pages: fewer page faults and TLB misses for weights.
+    """
+    return {
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "GOMP_SPINCOUNT": "0",
+        "OMP_NUM_THREADS": str(threads),
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "MALLOC_TRIM_THRESHOLD_": "65536",
+        "THP_MEM_ALLOC_ENABLE": "1",
+    }
+
+
+def capture(device: Device, threads: int) -> dict[str, Any]:
+    """Hardware, versions, child variables and code, with the ``fingerprint`` of those that identify results."""
+    facts: dict[str, Any] = {
+        "machine": device.slug(),
+        **{key: value for source in _hardware(device) for key, value in source.items()},
+        "system": platform.system(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "torch": metadata.version("torch"),
+        "numpy": metadata.version("numpy"),
+        "retbench": __version__,
+        "variables": child_variables(threads),
+        "code": code_hash(),
+        **_commit(),
+    }
+    identifying = {name: value for name, value in facts.items() if name not in NOT_IDENTIFYING}
+    return {"fingerprint": sha256(identifying), **facts}
+
+
+@cache
+def code_hash() -> str:
+    """A hash of the source files that decide what is measured and how."""
+    digest = hashlib.sha256()
+    for path in sorted(path for pattern in MEASURED_CODE for path in ROOT.glob(pattern)):
+        digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def sha256(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _hardware(device: Device) -> list[dict[str, str | int]]:
+    """The CPU always, since it launches what another device runs."""
+    from retbench.devices.cpu import DEVICE as CPU
+
+    return [CPU.describe()] if device.name == "cpu" else [CPU.describe(), device.describe()]
+
+
+def _commit() -> dict[str, Any]:
+    """The commit of a source checkout and whether its files differ from it; None where there is no checkout."""
+    if not (ROOT / ".git").exists():
+        return {"commit": None, "dirty": None}
+    variables = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(ROOT), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=variables).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD") or None, "dirty": bool(git("status", "--porcelain", "-uno"))}
+    except OSError:
+        return {"commit": None, "dirty": None}  # git is not installed

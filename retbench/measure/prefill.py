@@ -1,0 +1,91 @@
+"""Prefill: the time to the first token (TTFT) of a prompt of seq_len random token ids, and its exact peak memory."""
+
+from functools import partial
+
+from torch import Tensor
+
+from models.language_model import LanguageModel
+from retbench.measure import PRECISION, Part, Parts, Task
+from retbench.quantities import format_bytes, format_duration
+from retbench.statistics import median_interval
+from retbench.timing import Sample, rate, sample, warm_up
+
+SHORT = 512  # prompts up to this length are warmed up whole; longer ones by prefixes that foretell their time
+MINIMUM_FOR_INTERVAL = 3
+
+
+def measure(model: LanguageModel, task: Task) -> Parts:
+    """Yields the TTFT, or why it was not measured, then the peak memory when there is time for one more run."""
+    reason = _does_not_fit(task)
+    expected_s = 0.0
+    if reason is None:
+        first, expected_s = _warm_up(model, task)
+        if expected_s > task.deadline.left_s:
+            left = format_duration(max(task.deadline.left_s, 0.0))
+            reason = f"would take about {format_duration(expected_s)}, {left} left of the cell's time: raise --budget"
+    if reason is not None:
+        yield {"metrics": {"ttft_ms": None, "ttft_status": "skipped", "ttft_reason": reason}}
+        return
+    samples = _samples(model, task, expected_s)
+    yield _timing_part(task, samples, first)
+    if expected_s < task.deadline.left_s:
+        prompt = _prompt(model, task, task.cell.seq_len)
+        peak = task.device.peak_memory(lambda: None, lambda _: model.prefill(prompt))
+        yield {"metrics": {"prefill_peak_memory_bytes": model.weights_bytes() + peak.tensor_bytes}}
+
+
+def _does_not_fit(task: Task) -> str | None:
+    """Why the prompt cannot be processed in the memory that is free now, None when it can or nothing was predicted."""
+    needed = task.predicted.get("prefill_peak_memory_bytes", 0) - task.predicted.get("weights_bytes", 0)
+    free = task.device.free_bytes()
+    if needed <= free:
+        return None
+    return f"needs {format_bytes(needed)} beside the weights, {format_bytes(free)} are free"
+
+
+def _warm_up(model: LanguageModel, task: Task) -> tuple[list[Sample], float]:
+    """Warm-up runs, and the seconds that one prefill of the whole prompt will take."""
+    length = task.cell.seq_len
+    if length <= SHORT:
+        prompt = _prompt(model, task, length)
+        samples = warm_up(partial(model.prefill, prompt), task.device, task.deadline.fraction(0.5))
+        return samples, samples[-1].wall_ns / 1e9
+    eighth, quarter = _prompt(model, task, length // 8), _prompt(model, task, length // 4)
+    samples = [sample(partial(model.prefill, prompt), task.device) for prompt in (eighth, eighth, quarter)]
+    quadratic = max(32 * (samples[2].wall_ns - 2 * samples[1].wall_ns), 0)  # time = linear x + quadratic x^2, x = 1
+    linear = max(8 * samples[1].wall_ns - quadratic / 8, 0)
+    return samples, (linear + quadratic) / 1e9
+
+
+def _samples(model: LanguageModel, task: Task, expected_s: float) -> list[Sample]:
+    """Repeats with different prompts until the median is precise or another one would end too late."""
+    samples: list[Sample] = []
+    while not samples or (expected_s < task.deadline.left_s and not _precise(samples)):
+        prompt = _prompt(model, task, task.cell.seq_len)
+        samples.append(sample(partial(model.prefill, prompt), task.device))
+    return samples
+
+
+def _precise(samples: list[Sample]) -> bool:
+    enough = len(samples) > MINIMUM_FOR_INTERVAL
+    return enough and median_interval([[s.wall_ns for s in samples]]).relative_half_width <= PRECISION
+
+
+def _timing_part(task: Task, samples: list[Sample], first: list[Sample]) -> Part:
+    ttft = median_interval([[s.wall_ns / 1e6 for s in samples]])
+    known = len(samples) >= MINIMUM_FOR_INTERVAL
+    return {
+        "metrics": {
+            "ttft_ms": ttft.value,
+            "ttft_ms_low": ttft.low if known else None,
+            "ttft_ms_high": ttft.high if known else None,
+            "ttft_status": "ok",
+            "prefill_tokens_per_s": rate(task.cell.batch_size * task.cell.seq_len, ttft.value / 1e3),
+        },
+        "samples": {"prefill_ns": [s.wall_ns for s in samples], "prefill_cpu_ns": [s.cpu_ns for s in samples]},
+        "warmup": {"prefill_discarded": len(first), "prefill_first_ns": first[0].wall_ns},
+    }
+
+
+def _prompt(model: LanguageModel, task: Task, length: int) -> Tensor:
+    return task.tokens(model.config.vocab_size, task.cell.batch_size, length)

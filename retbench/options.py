@@ -1,0 +1,100 @@
+"""The options that experiments share on the command line, and the cells that they ask for."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, get_args
+
+import typer
+
+from models.catalogue import systems as known_systems
+from models.sizes import SIZES
+from retbench.devices import Device, find_device
+from retbench.errors import UsageError
+from retbench.quantities import parse_bytes, parse_counts
+from retbench.registry import choose
+from retbench.spec import Cell, Dtype
+
+MAX_SEQ_LEN = 2**20
+MAX_BATCH_SIZE = 2**16
+FORMATS = ("table", "md", "csv", "json", "jsonl")
+
+SeqLen = Annotated[str, typer.Option(help="Lengths: 8192, lists 1k,2k (1k = 1024), ranges 1k-8k*2 or 1k-4k+1k.")]
+BatchSize = Annotated[str, typer.Option(help="Batch sizes: lists and ranges as for --seq-len.")]
+Systems = Annotated[str, typer.Option(help="Comma-separated, or all; see: retbench list systems.")]
+Size = Annotated[str, typer.Option(help="Comma-separated model sizes, or auto for the device's default.")]
+DtypeName = Annotated[str, typer.Option("--dtype", help="fp32, bf16, fp16, or auto for the device's default.")]
+DeviceName = Annotated[str, typer.Option("--device", help="auto (CUDA if it works), cpu or cuda.")]
+Threads = Annotated[int, typer.Option(help="CPU threads; 0 takes the physical cores.")]
+Budget = Annotated[str, typer.Option(help="Time for all cells together: 150s, 3m, 1h30m.")]
+MemLimit = Annotated[str, typer.Option(help="Memory that each cell may allocate, such as 4GiB; default: no limit.")]
+Out = Annotated[Path, typer.Option(help="Folder that gets results/ and reports/.", file_okay=True)]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Measure cells again that already have a record.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the cells and their predicted bytes; run nothing.")]
+Seed = Annotated[int, typer.Option(help="Seed of weights and tokens.", min=0)]
+Format = Annotated[str, typer.Option("--format", help=f"What stdout gets: {', '.join(FORMATS)}.")]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Options as typed; ``cells`` checks them and expands every combination."""
+
+    seq_len: str
+    batch_size: str
+    systems: str
+    size: str
+    dtype: str
+    device: str
+    threads: int
+    mem_limit: str
+    seed: int
+
+    def cells(self, workload: str) -> tuple[Device, list[Cell]]:
+        """The device and its cells, neighbours differing in the system; raises UsageError for bad input."""
+        device = find_device(self.device)
+        sizes = [device.default_size()] if self.size == "auto" else choose(self.size, SIZES, "size")
+        names = choose(self.systems, known_systems(), "system")
+        dtype = device.default_dtype() if self.dtype == "auto" else _dtype(self.dtype)
+        threads = self.threads or device.default_threads()
+        processors = os.cpu_count() or 1
+        if not 1 <= threads <= processors:
+            raise UsageError(f"--threads {self.threads} is not possible here: 1 to {processors}, or 0 for the default")
+        cells = [
+            Cell(
+                system=system,
+                size=size,
+                workload=workload,
+                seq_len=seq_len,
+                batch_size=batch_size,
+                dtype=dtype,
+                device=device.name,
+                threads=threads,
+                seed=self.seed,
+                mem_limit_bytes=parse_bytes(self.mem_limit, "--mem-limit") if self.mem_limit else None,
+            )
+            for size in sizes
+            for seq_len in _counts(self.seq_len, "--seq-len", MAX_SEQ_LEN)
+            for batch_size in _counts(self.batch_size, "--batch-size", MAX_BATCH_SIZE)
+            for system in names
+        ]
+        return device, cells
+
+
+def check_format(text: str) -> str:
+    if text not in FORMATS:
+        raise UsageError(f"unknown format {text!r}; formats are {', '.join(FORMATS)}")
+    return text
+
+
+def _dtype(text: str) -> Dtype:
+    for dtype in get_args(Dtype):
+        if dtype == text:
+            return dtype  # type: ignore[no-any-return]
+    raise UsageError(f"unknown dtype {text!r}; dtypes are auto, {', '.join(get_args(Dtype))}")
+
+
+def _counts(text: str, option: str, most: int) -> tuple[int, ...]:
+    counts = parse_counts(text, option)
+    if max(counts) > most:
+        raise UsageError(f"{option} {max(counts)} is too large: at most {most}")
+    return counts

@@ -1,0 +1,65 @@
+"""Shows a sweep on stderr while it runs: a live table on a terminal, plain lines elsewhere."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from retbench.quantities import format_bytes, format_duration
+from retbench.record import Record
+from retbench.spec import Cell
+
+Show = Callable[[Sequence[Record], int], RenderableType]
+
+
+class Progress(AbstractContextManager["Progress"]):
+    """Counts cells, tells the time left and what came of each; ``show`` draws the records so far for a width."""
+
+    def __init__(self, total: int, show: Show, console: Console) -> None:
+        self.total = total
+        self.show = show
+        self.console = console
+        self.records: list[Record] = []
+        self.live = Live(console=console, transient=True, auto_refresh=False) if console.is_terminal else None
+
+    def __enter__(self) -> Self:
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.live:
+            self.live.stop()
+
+    def started(self, cell: Cell, left_s: float) -> None:
+        left = f"about {format_duration(left_s)} left" if left_s > 1 else "over its budget, ending soon"
+        text = f"[{len(self.records) + 1}/{self.total}] {cell.label} ... {left}"
+        if self.live:
+            table = [self.show(self.records, self.console.width)] if self.records else []
+            self.live.update(Group(*table, Text(text, style="cyan")), refresh=True)
+        else:
+            self._line(text)
+
+    def finished(self, record: Record, reused: bool) -> None:
+        self.records.append(record)
+        if not self.live:
+            stored = " (stored)" if reused else ""
+            self._line(f"[{len(self.records)}/{self.total}] {record.cell.label}: {summary(record)}{stored}")
+
+    def _line(self, text: str) -> None:
+        self.console.print(text, soft_wrap=True, markup=False, highlight=False)
+
+
+def summary(record: Record) -> str:
+    """What came of a cell, in words."""
+    metrics = record.metrics
+    if record.status != "ok":
+        return f"{record.status}, {record.reason}"
+    tpot = f"{metrics['tpot_ms']:.1f} ms a token ({metrics['tpot_ms_low']:.1f} to {metrics['tpot_ms_high']:.1f})"
+    return f"{tpot}, {metrics['tokens_per_s']:.1f} tokens/s, {format_bytes(metrics['peak_memory_bytes'])}"

@@ -1,0 +1,78 @@
+"""What came out: one record a cell, one JSON object a line, schema versioned."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
+
+from retbench.spec import Cell
+
+SCHEMA_VERSION = 1
+
+Status = Literal["ok", "oom", "timeout", "killed", "unsupported", "error", "skipped"]
+
+
+class RecordError(ValueError):
+    """A line that is not a record of this schema."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """A cell with its status, metrics, raw samples and environment; ``reason`` is set for every status but ok.
+
+    ``metrics`` are derived numbers with their unit in the name; ``contexts`` holds what was measured at each depth
+    of the cell; ``samples`` are raw nanoseconds; ``predicted`` is the plan made before running.
+    """
+
+    experiment: str
+    cell: Cell
+    status: Status
+    reason: str | None
+    key: str
+    created_at: str
+    environment: dict[str, Any]
+    metrics: dict[str, Any] = field(default_factory=dict)
+    contexts: list[dict[str, Any]] = field(default_factory=list)
+    samples: dict[str, list[int]] = field(default_factory=dict)
+    warmup: dict[str, int] = field(default_factory=dict)
+    predicted: dict[str, int] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        for name, kind in (
+            ("experiment", str),
+            ("key", str),
+            ("created_at", str),
+            ("environment", dict),
+            ("metrics", dict),
+        ):
+            if not isinstance(getattr(self, name), kind):
+                raise RecordError(f"{name} must be a {kind.__name__}, not {getattr(self, name)!r:.50}")
+        if self.status not in get_args(Status):
+            raise RecordError(f"status must be one of {', '.join(get_args(Status))}, not {self.status!r}")
+        if (self.status == "ok") != (self.reason is None):
+            raise RecordError(f"status {self.status} with reason {self.reason!r}: ok has none, the others have one")
+
+    def to_json(self) -> str:
+        """One line, without a line break."""
+        return json.dumps(asdict(self), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, line: str) -> "Record":
+        """The record of a line; raises RecordError that says what is wrong. Unknown fields are ignored."""
+        try:
+            data = json.loads(line, parse_constant=_no_constant)
+            version = data["schema_version"]
+            if version != SCHEMA_VERSION:
+                raise RecordError(f"schema version {version}, this retbench reads {SCHEMA_VERSION}")
+            known = {name: data[name] for name in cls.__dataclass_fields__ if name in data}
+            cell = {name: data["cell"][name] for name in Cell.__dataclass_fields__ if name in data["cell"]}
+            return cls(**{**known, "cell": Cell(**cell)})
+        except RecordError:
+            raise
+        except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+            raise RecordError(f"not a record: {error!r}") from error
+
+
+def _no_constant(name: str) -> None:
+    raise RecordError(f"not a record: {name} is no number")

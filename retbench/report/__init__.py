@@ -1,0 +1,1 @@
+"""Everything between stored records and what the user sees; loads no torch."""

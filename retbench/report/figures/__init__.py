@@ -1,0 +1,38 @@
+"""The figures: one file each with ``draw(records, paper) -> Figure``, and how a figure is saved."""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DPI = 200
+
+
+def save(figure: "Figure", folder: Path, stem: str) -> list[Path]:
+    """Write ``stem``.png and ``stem``.svg into ``folder``, each whole or not at all; the same figure, the same bytes.
+
+    Raises OSError where the folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    return [_save(figure, folder / f"{stem}.{suffix}", suffix) for suffix in ("png", "svg")]
+
+
+def _save(figure: "Figure", path: Path, suffix: str) -> Path:
+    """Through a file beside it and a rename, so that a reader never sees half a figure."""
+    import matplotlib
+
+    from retbench.report.style import RC
+
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=f".{suffix}")
+    os.close(handle)
+    try:
+        with matplotlib.rc_context(RC):
+            figure.savefig(name, format=suffix, dpi=DPI, metadata={"Date": None} if suffix == "svg" else None)
+        Path(name).chmod(0o644)  # mkstemp gives 0600
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+    return path

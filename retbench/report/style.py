@@ -1,0 +1,81 @@
+"""One colour and marker a system in every figure, safe for colour-blind readers, and the type of the figures."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+COLUMN_WIDTH = 3.4  # inches, of a column of a two-column page
+PAGE_WIDTH = 7.0  # inches, of a page
+
+INK = "#333333"
+PAPER = "#707070"  # whatever is not ours: the paper's axes and captions
+GRID = "#e6e6e6"
+
+RC: dict[str, Any] = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],  # shipped with matplotlib: the same letters on every machine
+    "font.size": 7,
+    "axes.titlesize": 7.5,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.labelsize": 7,
+    "xtick.labelsize": 6.5,
+    "ytick.labelsize": 6.5,
+    "legend.fontsize": 6.5,
+    "legend.frameon": False,
+    "legend.handlelength": 1.8,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 4,
+    "errorbar.capsize": 1.5,
+    "svg.hashsalt": "retbench",  # ids in an SVG come from this, so the same records give the same bytes
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one system is drawn."""
+
+    colour: str
+    marker: str
+
+
+# Colours of Okabe and Ito, "Color Universal Design", 2008. The Transformers share the blues and the black.
+KNOWN = {
+    "retnet": Look("#D55E00", "o"),
+    "transformer": Look("#0072B2", "s"),
+    "transformer-flash": Look("#56B4E9", "^"),
+    "transformer-concat-cache": Look("#000000", "D"),
+}
+SPARE = [Look(colour, marker) for marker in "vPX*<>hp" for colour in ("#009E73", "#CC79A7", "#E69F00")]
+
+
+def looks(systems: Iterable[str]) -> dict[str, Look]:
+    """A look for each system: fixed for the main ones, else picked by the name, and distinct among these systems."""
+    chosen: dict[str, Look] = {}
+    for system in sorted(set(systems)):
+        start = int.from_bytes(hashlib.sha256(system.encode()).digest()[:4]) % len(SPARE)
+        free = (look for look in SPARE[start:] + SPARE[:start] if look not in chosen.values())
+        chosen[system] = KNOWN.get(system) or next(free, SPARE[start])
+    return chosen
+
+
+def plain(text: str) -> str:
+    """Text that matplotlib shows as it is: one line, dollars are no formula."""
+    return " ".join(text.split()).replace("$", r"\$")

@@ -1,0 +1,155 @@
+"""One run of an experiment from the command line: plan, sweep, tables, figures."""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from rich.console import Console
+
+from retbench import plan
+from retbench.devices import Device
+from retbench.plan import Prediction
+from retbench.progress import Progress
+from retbench.quantities import format_bytes, format_duration
+from retbench.record import Record
+from retbench.report.tables import Column, Entry, Format, Table, render, to_rich
+from retbench.spec import Cell
+from retbench.store import Store, results_path
+from retbench.sweep import Sweep
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Report:
+    """How an experiment shows its records: tables, the first of them the main one, and figures by file stem."""
+
+    tables: Callable[[Sequence[Record]], list[Table]]
+    figures: Callable[[Sequence[Record]], Mapping[str, "Figure"]]
+
+
+@dataclass(frozen=True)
+class Session:
+    """What the shared options say about running and showing, whatever the experiment."""
+
+    experiment: str
+    device: Device
+    cells: Sequence[Cell]
+    out: Path
+    budget_s: float
+    fresh: bool
+    dry_run: bool
+    output_format: str
+
+    def run(self, report: Report) -> None:
+        """Measures what is not measured yet and shows everything; raises UsageError before anything is written."""
+        console = Console(stderr=True)
+        store = Store(results_path(self.out, self.device.slug(), self.experiment))
+        sweep = Sweep.prepare(self.experiment, self.cells, self.device, store)
+        self._say(console, self._choice())
+        if self.dry_run:
+            self._dry_run()
+            return
+        store.check_writable()
+        contents = store.read()
+        for problem in contents.problems:
+            self._say(console, problem)
+        known = {} if self.fresh else sweep.measured(contents.records)
+        todo = [cell for cell in self.cells if cell not in known]
+        predictions = self._predict(todo, console)
+        with Progress(len(self.cells), lambda some, width: to_rich(report.tables(some)[0], width), console) as progress:
+            try:
+                records = sweep.run(known, predictions, self.budget_s, progress)
+            except KeyboardInterrupt:
+                progress.__exit__(None, None, None)
+                done = len(progress.records)
+                self._say(console, f"interrupted: {done} of {len(self.cells)} cells are stored in {store.path};")
+                self._say(console, "the same command continues")
+                raise
+        self._show(report, records)
+        self._draw(report, records, console, store.path)
+
+    def _choice(self) -> str:
+        """The expansion of the options, in a line."""
+        first = self.cells[0]
+        words = ", ".join(
+            f"{name} {' '.join(dict.fromkeys(str(getattr(cell, field)) for cell in self.cells))}"
+            for name, field in (("size", "size"), ("length", "seq_len"), ("batch", "batch_size"))
+        )
+        threads = f"{first.threads} thread" + ("s" if first.threads > 1 else "")
+        budget = format_duration(self.budget_s)
+        return f"{len(self.cells)} cells: {words}; {first.dtype} on {first.device}, {threads}, budget {budget}"
+
+    def _predict(self, cells: Sequence[Cell], console: Console) -> dict[Cell, Prediction]:
+        if not cells:
+            return {}
+        predictions, problems = plan.predict(cells)
+        for problem in problems:
+            self._say(console, problem)
+        return dict(zip(cells, predictions, strict=True))
+
+    def _dry_run(self) -> None:
+        predictions, problems = plan.predict(self.cells)
+        table = plan_table(self.cells, predictions, problems, self.device.free_bytes())
+        fmt = "table" if self.output_format == "jsonl" else self.output_format
+        render([table], cast(Format, fmt), sys.stdout)
+
+    def _show(self, report: Report, records: Sequence[Record]) -> None:
+        if self.output_format == "jsonl":
+            sys.stdout.writelines(record.to_json() + "\n" for record in records)
+        else:
+            render(report.tables(records), cast(Format, self.output_format), sys.stdout)
+        sys.stdout.flush()
+
+    def _draw(self, report: Report, records: Sequence[Record], console: Console, path: Path) -> None:
+        from retbench.report.figures import save
+
+        folder = self.out / "reports" / self.experiment
+        drawn = [file for stem, figure in report.figures(records).items() for file in save(figure, folder, stem)]
+        self._say(console, f"records: {path}")
+        if drawn:
+            self._say(console, f"figures: {', '.join(str(file) for file in drawn)}")
+
+    def _say(self, console: Console, text: str) -> None:
+        console.print(text, soft_wrap=True, markup=False, highlight=False)
+
+
+def plan_table(cells: Sequence[Cell], predictions: Sequence[Prediction], problems: Sequence[str], free: int) -> Table:
+    """Cells with their predicted bytes and whether they fit in the free memory."""
+    columns = (
+        Column("system", "System", justify="left"),
+        Column("size", "Size", justify="left"),
+        Column("batch_size", "Batch"),
+        Column("seq_len", "Length"),
+        *(
+            Column(f"{name}_bytes", header, unit="bytes")
+            for name, header in (
+                ("weights", "Weights"),
+                ("state", "State"),
+                ("peak_memory", "Peak,\ndecode"),
+                ("prefill_peak_memory", "Peak,\nprefill"),
+            )
+        ),
+        Column("fits", "Fits", justify="left"),
+    )
+    rows = []
+    for cell, prediction in zip(cells, predictions, strict=True):
+        described = [Entry(value, str(value)) for value in (cell.system, cell.size, cell.batch_size, cell.seq_len)]
+        predicted = [prediction.get(column.name) for column in columns[4:8]]
+        sizes = [Entry(value, "unknown" if value is None else format_bytes(value)) for value in predicted]
+        rows.append((*described, *sizes, _fit(prediction, free)))
+    notes = (f"{format_bytes(free)} are free; peaks are predicted (model), not measured", *problems)
+    return Table("plan", "Cells and their predicted bytes", columns, tuple(rows), notes)
+
+
+def _fit(prediction: Prediction, free: int) -> Entry:
+    if not prediction:
+        return Entry(None, "unknown")
+    if prediction["peak_memory_bytes"] > free:
+        return Entry("no", "no", failed=True)
+    if prediction["prefill_peak_memory_bytes"] > free:
+        return Entry("decode", "decode only")
+    return Entry("yes", "yes")

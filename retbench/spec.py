@@ -1,0 +1,28 @@
+"""What to measure: a cell is one system at one size, length and batch, under one set of conditions."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Dtype = Literal["fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measurement. ``backend`` and ``form`` are "auto" in a request and what was used in a record."""
+
+    system: str
+    size: str
+    workload: str
+    seq_len: int
+    batch_size: int
+    dtype: Dtype
+    device: str
+    threads: int
+    backend: str = "auto"
+    form: str = "auto"
+    seed: int = 0
+    mem_limit_bytes: int | None = None
+
+    @property
+    def label(self) -> str:
+        return f"{self.system} {self.size}, batch {self.batch_size}, length {self.seq_len}"

@@ -1,0 +1,66 @@
+"""Medians with bootstrap intervals, and percentiles only where there are samples enough."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+MINIMUM_SAMPLES = {90: 64, 99: 662}
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A statistic with its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def relative_half_width(self) -> float:
+        return (self.high - self.low) / 2 / self.value
+
+
+def median_interval(groups: Sequence[Sequence[float]]) -> Interval:
+    """The median of all samples. The bootstrap draws groups, then samples in them: a group is a run of neighbours.
+
+    Neighbouring timings resemble each other, so resampling them one by one would give an interval that is too narrow.
+    """
+    samples = np.concatenate([np.asarray(group, dtype=float) for group in groups])
+    medians = np.median(_resampled(groups), axis=1)
+    low, high = np.percentile(medians, [2.5, 97.5])
+    return Interval(float(np.median(samples)), float(low), float(high))
+
+
+def slope_interval(positions: Sequence[int], groups: Sequence[Sequence[Sequence[float]]]) -> Interval:
+    """Least-squares slope of the median over ``positions``; ``groups`` holds each position's groups of samples."""
+
+    def slope(medians: np.ndarray) -> np.ndarray:
+        centred = np.asarray(positions, dtype=float) - np.mean(positions)
+        return np.asarray(centred @ medians / (centred @ centred))
+
+    resampled = np.stack([np.median(_resampled(at, seed), axis=1) for seed, at in enumerate(groups)])
+    slopes = slope(resampled)
+    low, high = np.percentile(slopes, [2.5, 97.5])
+    measured = np.array([np.median(np.concatenate([np.asarray(group) for group in at])) for at in groups])
+    return Interval(float(slope(measured)), float(low), float(high))
+
+
+def percentile(samples: Sequence[float], rank: int) -> float | None:
+    """The percentile, or None when there are too few samples to see it."""
+    return float(np.percentile(samples, rank)) if len(samples) >= MINIMUM_SAMPLES[rank] else None
+
+
+def _resampled(groups: Sequence[Sequence[float]], seed: int = 0) -> np.ndarray:
+    """(RESAMPLES, n) samples: groups drawn with replacement, then samples of each drawn with replacement."""
+    generator = np.random.default_rng(seed)
+    lengths = np.array([len(group) for group in groups])
+    if not len(lengths) or lengths.min() == 0:
+        raise ValueError("an interval needs at least one sample in every group")
+    offsets = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+    flat = np.concatenate([np.asarray(group, dtype=float) for group in groups])
+    drawn = generator.integers(len(groups), size=(RESAMPLES, len(groups)))
+    within = (generator.random((RESAMPLES, len(groups), lengths.max())) * lengths[drawn][..., None]).astype(int)
+    picked: np.ndarray = flat[offsets[drawn][..., None] + within].reshape(RESAMPLES, -1)
+    return picked

@@ -1,0 +1,132 @@
+"""Runs the cells of an experiment one after the other and stores a record of each, whatever becomes of it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from retbench import isolate
+from retbench.devices import Device
+from retbench.environment import capture, sha256
+from retbench.isolate import Outcome
+from retbench.plan import Prediction
+from retbench.quantities import format_bytes
+from retbench.record import Record
+from retbench.spec import Cell
+from retbench.store import Store, latest
+from retbench.timing import Deadline
+
+START_UP_S = 30.0  # what a child may need beyond its budget before it counts as hanging
+OVERRUN = 3.0
+
+
+class Listener(Protocol):
+    """Told of every step of a sweep, to show it."""
+
+    def started(self, cell: Cell, left_s: float) -> None: ...
+
+    def finished(self, record: Record, reused: bool) -> None: ...
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The cells of one experiment on one device, and where their records go."""
+
+    experiment: str
+    cells: Sequence[Cell]
+    device: Device
+    environment: dict[str, Any]
+    store: Store
+
+    @classmethod
+    def prepare(cls, experiment: str, cells: Sequence[Cell], device: Device, store: Store) -> "Sweep":
+        return cls(experiment, cells, device, capture(device, cells[0].threads), store)
+
+    def key(self, cell: Cell) -> str:
+        """What makes a record reusable: the same request, measured code and environment."""
+        environment = self.environment
+        return sha256([self.experiment, asdict(cell), environment["code"], environment["fingerprint"]])
+
+    def measured(self, records: Sequence[Record]) -> dict[Cell, Record]:
+        """The cells that have an ok record already."""
+        known = latest(records)
+        return {
+            cell: known[key] for cell in self.cells if (key := self.key(cell)) in known and known[key].status == "ok"
+        }
+
+    def run(
+        self,
+        known: dict[Cell, Record],
+        predictions: dict[Cell, Prediction],
+        budget_s: float,
+        listener: Listener,
+        execute: Callable[[dict[str, Any], int, float], Outcome] = isolate.run_worker,
+    ) -> list[Record]:
+        """A record for every cell, in order; each new one is on disk before the next cell starts.
+
+        The budget is shared out evenly over the cells that are left; one that ends early leaves more to the others.
+        """
+        deadline = Deadline(budget_s)
+        todo = sum(cell not in known for cell in self.cells)
+        records = []
+        for cell in self.cells:
+            if cell in known:
+                record = known[cell]
+            else:
+                listener.started(cell, deadline.left_s)
+                record = self._measure(cell, predictions.get(cell, {}), max(deadline.left_s, 0) / todo, execute)
+                self.store.append(record)
+                todo -= 1
+            listener.finished(record, reused=cell in known)
+            records.append(record)
+        return records
+
+    def _measure(
+        self,
+        cell: Cell,
+        predicted: Prediction,
+        budget_s: float,
+        execute: Callable[[dict[str, Any], int, float], Outcome],
+    ) -> Record:
+        needed, free = predicted.get("peak_memory_bytes", 0), self.device.free_bytes()
+        if needed > free:
+            reason = f"predicted to need {format_bytes(needed)}, {format_bytes(free)} are free"
+            return self._record(cell, Outcome("skipped", reason, []), predicted)
+        request = {"task": "measure", "cell": asdict(cell), "budget_s": budget_s, "predicted": predicted}
+        return self._record(cell, execute(request, cell.threads, START_UP_S + OVERRUN * budget_s), predicted)
+
+    def _record(self, cell: Cell, outcome: Outcome, predicted: Prediction) -> Record:
+        parts = _merge(outcome.messages)
+        metrics = parts["metrics"] | {
+            f"predicted_{name}": predicted[name] for name in ("peak_memory_bytes",) if predicted
+        }
+        return Record(
+            experiment=self.experiment,
+            cell=replace(cell, **parts["cell"]),
+            status=outcome.status,
+            reason=outcome.reason,
+            key=self.key(cell),
+            created_at=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+            environment=self.environment,
+            metrics=metrics,
+            contexts=list(parts["contexts"].values()),
+            samples=parts["samples"],
+            warmup=parts["warmup"],
+            predicted=predicted,
+            notes=parts["notes"],
+        )
+
+
+def _merge(messages: Sequence[dict[str, Any]]) -> dict[str, dict[Any, Any]]:
+    """The parts that a child sent, joined by field; contexts by their context."""
+    merged: dict[str, dict[Any, Any]] = {
+        name: {} for name in ("cell", "metrics", "contexts", "samples", "warmup", "notes")
+    }
+    for message in messages:
+        for name, part in message.items():
+            if name == "contexts":
+                for entry in part:
+                    merged[name].setdefault(entry["context"], {}).update(entry)
+            else:
+                merged[name].update(part)
+    return merged

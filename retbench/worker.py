@@ -1,0 +1,110 @@
+"""The child's side of a cell: reads one request, measures or predicts, writes messages to a pipe.
+
+Run by ``isolate`` as ``python -m retbench.worker FD``; standard output and error go to a log that failures quote.
+"""
+
+import ctypes
+import json
+import os
+import resource
+import signal
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from retbench.devices import find_device
+from retbench.spec import Cell
+from retbench.timing import Deadline
+
+PR_SET_PDEATHSIG = 1
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "bad_alloc", "could not create a memory object")
+
+
+def main(descriptor: int) -> None:
+    _die_with_parent()
+    os.set_inheritable(descriptor, False)  # a grandchild that lives on must not keep the pipe open
+    request = json.loads(sys.stdin.readline())
+
+    def send(message: dict[str, Any]) -> None:
+        os.write(descriptor, json.dumps(message).encode() + b"\n")
+
+    try:
+        for message in _TASKS[request["task"]](request):
+            send(message)
+        send({"done": {"status": "ok", "reason": None}})
+    except Exception as error:  # noqa: BLE001 - whatever it is becomes the cell's status
+        send({"done": _failure(error)})
+
+
+def _measure(request: dict[str, Any]):  # type: ignore[no-untyped-def]
+    """Parts of the record of one cell."""
+    deadline = Deadline(request["budget_s"])
+    import torch
+
+    from models import build
+    from retbench.measure import TORCH_DTYPES, Task
+
+    cell = Cell(**request["cell"])
+    device = find_device(cell.device)
+    torch.set_num_threads(cell.threads)
+    torch.set_default_dtype(TORCH_DTYPES[cell.dtype])
+    if cell.mem_limit_bytes is not None:
+        device.limit_memory(cell.mem_limit_bytes)
+    with torch.inference_mode(), torch.device(cell.device):
+        model = build(cell.system, cell.size, seed=cell.seed)
+        yield {"cell": {"backend": model.backend, "form": model.decode_form}}
+        workload = import_module(f"retbench.measure.{cell.workload}")
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        steal = _steal_ticks()
+        yield from workload.measure(model, Task(cell, device, deadline, request["predicted"]))
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    yield {
+        "notes": {
+            "load_average": os.getloadavg()[0],
+            "steal_ticks": _steal_ticks() - steal,
+            "involuntary_context_switches": after.ru_nivcsw - usage.ru_nivcsw,
+        }
+    }
+
+
+def _predict(request: dict[str, Any]):  # type: ignore[no-untyped-def]
+    """The predicted bytes of every cell, in order; a cell that cannot be predicted does not stop the others."""
+    from retbench.measure.predict import predict
+
+    for fields in request["cells"]:
+        cell = Cell(**fields)
+        try:
+            yield {"predicted": predict(cell), "problem": None}
+        except (RuntimeError, ValueError, NotImplementedError) as error:
+            yield {"predicted": {}, "problem": f"no prediction for {cell.label}: {str(error).splitlines()[0]}"}
+
+
+_TASKS = {"measure": _measure, "predict": _predict}
+
+
+def _failure(error: Exception) -> dict[str, str]:
+    text = str(error).strip() or type(error).__name__
+    if isinstance(error, MemoryError) or any(sign in text.lower() for sign in OUT_OF_MEMORY):
+        return {"status": "oom", "reason": text.splitlines()[0]}
+    if isinstance(error, NotImplementedError):
+        return {"status": "unsupported", "reason": text.splitlines()[0]}
+    return {"status": "error", "reason": f"{type(error).__name__}: {text.splitlines()[0]}"}
+
+
+def _die_with_parent() -> None:
+    """Asks Linux to kill this process when its parent dies: an orphan would load the machine unseen."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _steal_ticks() -> int:
+    """Clock ticks that a hypervisor gave to others since boot; 0 where it is not told."""
+    try:
+        return int(Path("/proc/stat").read_text().split()[8])  # the eighth counter of the first line
+    except (OSError, IndexError):
+        return 0
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
