@@ -30,7 +30,7 @@ class Config:
 
     def __post_init__(self) -> None:
         self._check_choices()
-        if self.d_ffn == 0:
+        if self.d_ffn == 0 and self.d_model > 0:
             object.__setattr__(self, "d_ffn", self._matched_d_ffn())
         sizes = {name: getattr(self, name) for name in ("d_model", "n_layers", "vocab_size", "d_ffn")}
         for name, value in sizes.items():

@@ -86,7 +86,7 @@ class KVCache:
 
     def sized(self, max_seq_len: int) -> Self:
         batch_size, heads, _, dim = self.keys.shape
-        shape = (batch_size, heads, max_seq_len, dim)
+        shape = (batch_size, heads, min(max_seq_len, self.keys.shape[2]), dim)
         keys, values = (tensor.flatten()[: math.prod(shape)].view(shape) for tensor in self.tensors())
         return type(self)(keys, values)
 

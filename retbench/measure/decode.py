@@ -61,7 +61,8 @@ def _time(model: LanguageModel, task: Task, depths: list[Depth]) -> Part:
     cell, deadline, longest = task.cell, task.deadline.fraction(DECODE_SHARE), depths[0]
     state = model.init_state(cell.batch_size, cell.seq_len)
     state.fill_(cell.seq_len - 1, cell.seed)
-    step = _stepper(model, task, {depth.context: state.sized(depth.context) for depth in depths})
+    states = {depth.context: state.sized(depth.context) for depth in depths}
+    step = _stepper(model, task, states)
     first = warm_up(partial(step, cell.seq_len), task.device, deadline)
     steps = _steps_per_visit(median(s.wall_ns for s in first[-3:]) / 1e9, deadline)
     while not longest.groups or not _finished(depths, deadline):
@@ -70,13 +71,14 @@ def _time(model: LanguageModel, task: Task, depths: list[Depth]) -> Part:
             before = task.device.energy_mj()
             depth.groups.append([sample(partial(step, depth.context), task.device) for _ in range(steps)])
             depth.add_energy(before, task.device.energy_mj())
+    contexts = [{**depth.summary(), "step_bytes": _step_bytes(model, states, depth)} for depth in depths[::-1]]
     return {
         "metrics": {
             **_metrics(cell, depths[::-1]),
-            "step_bytes": model.step_weights_bytes() + state.step_bytes(),
+            "step_bytes": contexts[-1]["step_bytes"],
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
         },
-        "contexts": [depth.summary() for depth in depths[::-1]],
+        "contexts": contexts,
         "samples": longest.samples(),
         "warmup": {"discarded": len(first), "first_ns": first[0].wall_ns},
         "notes": {"state_fill": "synthetic: one random token repeated", "rounds": len(longest.groups)},
@@ -95,6 +97,12 @@ def _stepper(model: LanguageModel, task: Task, states: dict[int, State]) -> Call
         model.step(pool[count % len(pool)], states[context])
 
     return step
+
+
+def _step_bytes(model: LanguageModel, states: dict[int, State], depth: Depth) -> int:
+    """Bytes that a step at this depth must move: weights and state."""
+    states[depth.context].position = depth.context - 1
+    return model.step_weights_bytes() + states[depth.context].step_bytes()
 
 
 def _steps_per_visit(step_s: float, deadline: Deadline) -> int:

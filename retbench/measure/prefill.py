@@ -17,7 +17,6 @@ MINIMUM_FOR_INTERVAL = 3
 def measure(model: LanguageModel, task: Task) -> Parts:
     """Yields the TTFT, or why it was not measured, then the peak memory when there is time for one more run."""
     reason = _does_not_fit(task)
-    expected_s = 0.0
     if reason is None:
         first, expected_s = _warm_up(model, task)
         if expected_s > task.deadline.left_s:
@@ -44,17 +43,26 @@ def _does_not_fit(task: Task) -> str | None:
 
 
 def _warm_up(model: LanguageModel, task: Task) -> tuple[list[Sample], float]:
-    """Warm-up runs, and the seconds that one prefill of the whole prompt will take."""
+    """Warm-up runs, and the seconds that one prefill of the whole prompt will take, at least.
+
+    A long prompt is warmed up by prefixes, as long as the whole may still end in time: each bounds its time from below,
+    and the last two foretell it as linear + quadratic.
+    """
     length = task.cell.seq_len
     if length <= SHORT:
         prompt = _prompt(model, task, length)
         samples = warm_up(partial(model.prefill, prompt), task.device, task.deadline.fraction(0.5))
         return samples, samples[-1].wall_ns / 1e9
-    eighth, quarter = _prompt(model, task, length // 8), _prompt(model, task, length // 4)
-    samples = [sample(partial(model.prefill, prompt), task.device) for prompt in (eighth, eighth, quarter)]
-    quadratic = max(32 * (samples[2].wall_ns - 2 * samples[1].wall_ns), 0)  # time = linear x + quadratic x^2, x = 1
-    linear = max(8 * samples[1].wall_ns - quadratic / 8, 0)
-    return samples, (linear + quadratic) / 1e9
+    samples = [sample(partial(model.prefill, _prompt(model, task, SHORT // 2)), task.device)]  # cold, foretells nothing
+    for prefix in (SHORT // 2, length // 8, length // 4):
+        samples.append(sample(partial(model.prefill, _prompt(model, task, prefix)), task.device))
+        at_least_s = samples[-1].wall_ns / 1e9 * length / prefix
+        if at_least_s > task.deadline.left_s:
+            return samples, at_least_s
+    eighth, quarter = (s.wall_ns / 1e9 for s in samples[2:])
+    quadratic = max(32 * (quarter - 2 * eighth), 0.0)
+    linear = max(8 * eighth - quadratic / 8, 0.0)
+    return samples, max(linear + quadratic, at_least_s)
 
 
 def _samples(model: LanguageModel, task: Task, expected_s: float) -> list[Sample]:

@@ -33,11 +33,11 @@ COLUMNS = list(dict.fromkeys([*Cell.__dataclass_fields__, *RECORD, *METRICS, *WO
 def to_frame(records: Sequence[Record]) -> pd.DataFrame:
     """One row a record, in order: cell fields, status, metrics (NaN where absent) and these ratios.
 
-    ``speedup_vs_transformer``, ``speedup_vs_fastest``: TPOT of the baseline / TPOT, where the fastest is the Transformer
-    of the smallest TPOT in the row's group, named in ``fastest``. ``bytes_ratio``: bytes that a decode step of that
+    ``speedup_vs_transformer``, ``speedup_vs_fastest``: TPOT of the baseline / TPOT; the fastest is the Transformer of
+    the smallest TPOT in the row's group, named in ``fastest``. ``bytes_ratio``: bytes that a decode step of that
     fastest Transformer moves / bytes of this row, the speed-up that memory bandwidth alone allows;
-    ``bytes_ratio_mean`` the same averaged over positions. ``memory_vs_*``: peak memory of the baseline / peak memory.
-    ``throughput_mean_vs_*``: tokens/s averaged over positions / that of the baseline. NaN without a baseline.
+    ``bytes_ratio_mean`` is the same averaged over positions. ``memory_vs_*``: peak memory of the baseline / peak
+    memory. ``throughput_mean_vs_*``: tokens/s averaged over positions / that of the baseline. NaN without a baseline.
     """
     frame = pd.DataFrame([_row(record) for record in records], columns=COLUMNS)
     numbers = [*METRICS, "step_bytes_mean"]

@@ -21,8 +21,7 @@ REASON_LENGTH = 160  # of a reason below a table; csv and json hold all of it
 def inference_table(records: Sequence[Record], paper: Paper) -> Table:
     """Every cell: TTFT, TPOT, tokens/s, peak memory and its ratios; a cell without a number shows its status."""
     frame = to_frame(records)
-    frame = frame.sort_values(["seq_len", "batch_size"], kind="stable")
-    frame = frame.sort_values([*SETTING], kind="stable", key=_first_seen)
+    frame = frame.sort_values([*SETTING, "seq_len", "batch_size"], key=_in_order)
     makers = _cell_columns(frame) + _measured_columns(frame) + _ratio_columns(paper) + _data_columns()
     return Table(
         name="inference",
@@ -181,13 +180,13 @@ def _tpot(row: Row) -> Entry:
 
 
 def _paper_ratio(paper: Paper, quantity: Quantity) -> Maker:
-    """The paper's ratio for RetNet's rows where it has one for that length and batch; ~ marks what is not printed in it."""
+    """The paper's ratio in RetNet's rows, where it has one for that length and batch; ~ marks one read off a figure."""
 
     def make(row: Row) -> Entry:
         found = paper.ratio(quantity, row["seq_len"], row["batch_size"]) if row["system"] == CHALLENGER else None
         if found is None:
             return Entry(None, ABSENT)
-        return Entry(round(found.value, 3), ratio(found.value) if found.how == "read" else f"~{found.value:.1f}")
+        return Entry(round(found.value, 3), f"{found.value:g}" if found.how == "read" else f"~{found.value:.1f}")
 
     return make
 
@@ -210,7 +209,7 @@ def _headline_row(retnet: Row, bases: Sequence[Row | None], quantity: Quantity, 
         Entry(quantity, words),
         *(_advantage(retnet, base, metric) for base in bases),
         Entry(retnet[allowed], _times(retnet[allowed])) if allowed else _raw(None),
-        Entry(claim.ratio.value, _times(claim.ratio.value)),
+        Entry(claim.ratio.value, f"{claim.ratio.value:g}×"),
         _raw(claim.ratio.how),
     )
 
@@ -304,6 +303,6 @@ def _section(frame: pd.DataFrame) -> list[str]:
     return ["size", "batch_size", "seq_len", *differing]
 
 
-def _first_seen(column: "pd.Series[Any]") -> "pd.Series[Any]":
-    """Sort key: values in the order of their first appearance, so that sizes stay as they were asked for."""
-    return pd.Series(pd.factorize(column)[0], index=column.index)
+def _in_order(column: "pd.Series[Any]") -> "pd.Series[Any]":
+    """Sort key: lengths and batches by size, other conditions by first appearance, so that sizes stay as asked for."""
+    return column if column.name in ("seq_len", "batch_size") else pd.Series(pd.factorize(column)[0], column.index)

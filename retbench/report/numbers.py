@@ -7,13 +7,14 @@ ABSENT = "-"
 
 
 def significant(value: float | None, digits: int = 3) -> str:
-    """A number with at least ``digits`` significant digits kept, without an exponent: 0.0412, 3.89, 38.9, 25,300."""
+    """A number of ``digits`` significant digits, without an exponent: 0.0412, 3.89, 38.9, 25,300."""
     if value is None or not math.isfinite(value):
         return ABSENT
     if value == 0:
         return "0"
-    decimals = digits - 1 - math.floor(math.log10(abs(value)))
-    return f"{round(value, decimals):,.{max(decimals, 0)}f}"
+    rounded = f"{value:.{digits - 1}e}"
+    decimals = digits - 1 - int(rounded.split("e")[1])  # of the rounded number: 0.9996 is 1.00
+    return f"{float(rounded):,.{max(decimals, 0)}f}"
 
 
 def ratio(value: float | None) -> str:

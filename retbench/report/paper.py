@@ -183,7 +183,7 @@ class _Table:
 
     def numbers(self, key: str) -> tuple[float, ...]:
         values = self._get(key, list, "a list of numbers")
-        if not all(isinstance(value, int | float) for value in values):
+        if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
             raise self.fail(f"{key} must be a list of numbers, not {values!r}")
         return tuple(float(value) for value in values)
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ INK = "#333333"
 PAPER = "#707070"  # whatever is not ours: the paper's axes and captions
 GRID = "#e6e6e6"
 
-RC: dict[str, Any] = {
+_RC: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],  # shipped with matplotlib: the same letters on every machine
     "font.size": 7,
@@ -63,17 +64,28 @@ KNOWN = {
     "transformer-flash": Look("#56B4E9", "^"),
     "transformer-concat-cache": Look("#000000", "D"),
 }
-SPARE = [Look(colour, marker) for marker in "vPX*<>hp" for colour in ("#009E73", "#CC79A7", "#E69F00")]
+# The rest of theirs but the yellow, which white paper swallows, then darker ones of Paul Tol's "muted" scheme.
+SPARE_COLOURS = ("#009E73", "#CC79A7", "#E69F00", "#332288", "#882255", "#999933")
+SPARE = [Look(colour, marker) for marker in "vPX*<>hp" for colour in SPARE_COLOURS]
 
 
 def looks(systems: Iterable[str]) -> dict[str, Look]:
     """A look for each system: fixed for the main ones, else picked by the name, and distinct among these systems."""
-    chosen: dict[str, Look] = {}
-    for system in sorted(set(systems)):
+    names = sorted(set(systems))
+    chosen = {system: KNOWN[system] for system in names if system in KNOWN}
+    for system in (system for system in names if system not in KNOWN):
         start = int.from_bytes(hashlib.sha256(system.encode()).digest()[:4]) % len(SPARE)
-        free = (look for look in SPARE[start:] + SPARE[:start] if look not in chosen.values())
-        chosen[system] = KNOWN.get(system) or next(free, SPARE[start])
+        taken = [look.colour for look in chosen.values()]
+        free = [look for look in SPARE[start:] + SPARE[:start] if look not in chosen.values()] or SPARE
+        chosen[system] = min(free, key=lambda look, taken=taken: taken.count(look.colour))  # type: ignore[misc]
     return chosen
+
+
+def styled() -> AbstractContextManager[None]:
+    """Within it matplotlib draws and saves in our style; outside, nothing is changed."""
+    import matplotlib
+
+    return matplotlib.rc_context(_RC)
 
 
 def plain(text: str) -> str:

@@ -22,17 +22,15 @@ def save(figure: "Figure", folder: Path, stem: str) -> list[Path]:
 
 def _save(figure: "Figure", path: Path, suffix: str) -> Path:
     """Through a file beside it and a rename, so that a reader never sees half a figure."""
-    import matplotlib
-
-    from retbench.report.style import RC
+    from retbench.report.style import styled
 
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=f".{suffix}")
     os.close(handle)
     try:
-        with matplotlib.rc_context(RC):
+        with styled():
             figure.savefig(name, format=suffix, dpi=DPI, metadata={"Date": None} if suffix == "svg" else None)
         Path(name).chmod(0o644)  # mkstemp gives 0600
-        os.replace(name, path)
+        Path(name).replace(path)
     finally:
         Path(name).unlink(missing_ok=True)
     return path

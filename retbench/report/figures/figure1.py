@@ -1,19 +1,18 @@
-"""Figure 1 (left): memory, throughput and latency at the largest length and batch, as bars, the paper's ratio beside."""
+"""Figure 1 (left): bars of memory, throughput and latency at the largest length and batch, with the paper's ratio."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from retbench.record import Record
 from retbench.report.conditions import hardware_words
-from retbench.report.figures.layout import caption, is_column
 from retbench.report.frame import BASELINE, CHALLENGER, headline_group, to_frame
+from retbench.report.layout import caption, is_column
 from retbench.report.numbers import memory_unit, ratio, significant
 from retbench.report.paper import Paper, Quantity
-from retbench.report.style import COLUMN_WIDTH, PAPER, RC, Look, looks, plain
+from retbench.report.style import COLUMN_WIDTH, PAPER, Look, looks, plain, styled
 
 
 @dataclass(frozen=True)
@@ -66,14 +65,14 @@ def draw(records: Sequence[Record], paper: Paper, width: float = COLUMN_WIDTH) -
     shown = [records[at] for at in headline_group(to_frame(records)).index]
     panels = _panels(shown, paper)
     look = looks(record.cell.system for record in shown)
-    with matplotlib.rc_context(RC):
+    with styled():
         rows = len(panels[0].bars) + 1
         height = 0.75 + 3 * (0.42 + 0.155 * rows) if is_column(width) else 1.05 + 0.19 * rows
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.subplots(3, 1) if is_column(width) else figure.subplots(1, 3, sharey=True)
         for ax, panel in zip(axes, panels, strict=True):
             _draw_panel(ax, panel, look)
-        caption(figure, _words(shown, paper), width)
+        caption(figure, _words(shown, paper, any(panel.ghost for panel in panels)), width)
     return figure
 
 
@@ -82,9 +81,9 @@ def _panels(records: Sequence[Record], paper: Paper) -> list[Panel]:
     known = [record.metrics.get("peak_memory_bytes") for record in records]
     unit, size = memory_unit([max((value for value in known if value), default=None)])
     titles: dict[Quantity, tuple[str, str, float, bool]] = {
-        "memory": (f"peak memory of decode, {unit}", "peak_memory_bytes", size, False),
-        "throughput": ("throughput, tokens/s, averaged", "tokens_per_s_mean", 1, True),
-        "latency": ("latency, ms, last position", "tpot_ms", 1, False),
+        "memory": (f"peak memory, {unit}", "peak_memory_bytes", size, False),
+        "throughput": ("throughput, tokens/s", "tokens_per_s_mean", 1, True),
+        "latency": ("latency, ms", "tpot_ms", 1, False),
     }
     return [
         Panel(title, [_bar(record, metric, scale) for record in records], paper.claims[quantity].ratio.value, more)
@@ -110,13 +109,13 @@ def _draw_panel(ax: Axes, panel: Panel, look: dict[str, Look]) -> None:
         if bar.value is not None and bar.low and bar.high:
             ends = [[max(bar.value - bar.low, 0)], [max(bar.high - bar.value, 0)]]
             ax.errorbar([bar.value], [place], xerr=ends, color=PAPER, elinewidth=0.8)
-        _label(ax, place, bar.value or 0, *_bar_words(panel, bar), colour)
+        _label(ax, place, bar.high or bar.value or 0, *_bar_words(panel, bar), colour)
     names = [bar.name for bar in panel.bars]
     if panel.ghost:
-        names.append(f"{BASELINE} as in the paper")
+        names.append("by the paper's ratio")
         ax.barh(len(panel.bars), panel.ghost, height=0.7, facecolor="none", edgecolor=PAPER, linestyle=(0, (3, 2)),
                 linewidth=0.8)  # fmt: skip
-        _label(ax, len(panel.bars), panel.ghost, "", f"{ratio(panel.theirs)}×", PAPER)
+        _label(ax, len(panel.bars), panel.ghost, "", f"{panel.theirs:g}×", PAPER)
     ax.set_yticks(range(len(names)), names)
     ax.set_ylim(len(names) - 0.5, -0.6)
     ax.set_xlim(0, _room(panel))
@@ -145,17 +144,22 @@ def _label(ax: Axes, place: int, end: float, words: str, bold: str, colour: str)
 def _room(panel: Panel) -> float:
     """The end of the axis: the longest bar and its label."""
     ends = [bar.high or bar.value or 0.0 for bar in panel.bars] + [panel.ghost or 0.0]
-    return 1.55 * max(ends) or 1.0
+    return 1.65 * max(ends) or 1.0
 
 
-def _words(shown: Sequence[Record], paper: Paper) -> str:
+def _words(shown: Sequence[Record], paper: Paper, hollow: bool) -> str:
+    """The conditions of both sides."""
     cell = shown[0].cell
+    ours = (
+        f"{cell.size}, batch {cell.batch_size}, length {cell.seq_len}, {hardware_words(shown)}. Memory of decode and "
+        "latency (TPOT) at the last position, throughput averaged over positions. × is RetNet's advantage."
+    )
     bars = "; ".join(
         f"{quantity} {significant(pair.transformer)} and {significant(pair.retnet)} {pair.unit}"
         for quantity, pair in paper.bars.items()
     )
-    return (
-        f"{cell.size}, batch {cell.batch_size}, length {cell.seq_len}, {hardware_words(shown)}. × is RetNet's advantage. "
-        f"Hollow: where {BASELINE} would be with the paper's ratio ({paper.setting.words}; its bars, Transformer and "
+    theirs = (
+        f" Hollow: where {BASELINE} would be by the paper's ratio ({paper.setting.words}; its bars, Transformer and "
         f"RetNet: {bars})."
     )
+    return ours + theirs * hollow

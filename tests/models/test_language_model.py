@@ -1,0 +1,182 @@
+"""What every system owes as a language model, and every shared option: contract, bytes, seeds, gradients."""
+
+# B batch, T positions, V vocabulary
+
+import pytest
+import torch
+
+from models import build, systems
+from tests.models.helpers import (
+    TOLERANCE,
+    VOCAB_SIZE,
+    ends,
+    error,
+    gradients,
+    random_model,
+    random_tokens,
+    read,
+    shared_model,
+)
+
+OPTIONS: dict[str, dict[str, object]] = {
+    "rmsnorm": {"norm": "rmsnorm"},
+    "swiglu": {"ffn": "swiglu"},
+    "half-split rotary": {"rotary": "half-split"},
+    "exclusive rope spacing": {"rope_spacing": "exclusive", "rope_base": 500.0},
+    "no rotary": {"rotary": "none"},
+    "tied embeddings": {"tied_embeddings": True},
+    "embedding scale": {"embedding_scale": 11.3},
+    "own widths": {"d_model": 48, "n_layers": 3, "d_ffn": 56, "vocab_size": 17},
+    "today's model": {"norm": "rmsnorm", "ffn": "swiglu", "rotary": "half-split", "tied_embeddings": True},
+}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("system", systems())
+def test_every_system_keeps_the_contract(system: str, dtype: torch.dtype) -> None:
+    model = shared_model(system, dtype)
+    tokens = random_tokens(2, 17)
+
+    logits = model(tokens)
+    last, state = model.prefill(tokens[:, :11])
+    stepped, same_state = model.step(tokens[:, 11], state)
+
+    assert logits.shape == (2, 17, VOCAB_SIZE)
+    assert last.shape == stepped.shape == (2, VOCAB_SIZE)
+    assert same_state is state
+    assert state.position == 12
+    assert error(last, logits[:, 10].detach()) < TOLERANCE[dtype]
+    assert error(stepped, logits[:, 11].detach()) < TOLERANCE[dtype]
+    assert logits.requires_grad
+    assert not last.requires_grad
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("system", systems())
+def test_every_option_gives_prefill_and_steps_equal_to_the_training_form(system: str, option: str) -> None:
+    model = random_model(system, **OPTIONS[option])
+    tokens = random_tokens(2, 20, vocab_size=17)
+    expected = model(tokens).detach()
+
+    actual = read(model, tokens, [7, 1, 8])
+
+    assert error(actual, expected[:, ends([7, 1, 8], 20)]) < 1e-10
+
+
+@pytest.mark.parametrize("option", [name for name in OPTIONS if name not in ("swiglu", "own widths", "today's model")])
+@pytest.mark.parametrize("system", systems())
+def test_every_option_changes_the_logits(system: str, option: str) -> None:
+    tokens = random_tokens(1, 20)
+    default = random_model(system)
+    changed = random_model(system, **OPTIONS[option])
+    changed.load_state_dict(default.state_dict(), strict=False)
+
+    assert error(changed(tokens).detach(), default(tokens).detach()) > 1e-3
+
+
+@pytest.mark.parametrize("system", systems())
+def test_no_position_sees_what_comes_after_it(system: str) -> None:
+    model = shared_model(system, torch.float64)
+    tokens = random_tokens(1, 20)
+    changed = tokens.clone()
+    changed[:, 12:] = (changed[:, 12:] + 1) % VOCAB_SIZE
+
+    before, after = model(tokens).detach(), model(changed).detach()
+
+    assert torch.equal(before[:, :12], after[:, :12])
+    assert not torch.isclose(before[:, 12:], after[:, 12:]).all(-1).any()
+
+
+@pytest.mark.parametrize("system", systems())
+def test_sequences_of_a_batch_do_not_touch_each_other(system: str) -> None:
+    model = shared_model(system, torch.float64)
+    tokens = random_tokens(3, 15)
+
+    together = read(model, tokens, [8, 4])
+    alone = torch.cat([read(model, tokens[b : b + 1], [8, 4]) for b in range(3)])
+
+    assert error(together, alone) < 1e-10
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("system", systems())
+def test_gradients_of_every_parameter_are_finite_and_not_all_zero(system: str, dtype: torch.dtype) -> None:
+    model = build(system, "tiny", vocab_size=VOCAB_SIZE).to(dtype)
+
+    found = gradients(model, random_tokens(2, 600))
+
+    assert all(gradient.isfinite().all() and gradient.any() for gradient in found.values())
+    assert {gradient.dtype for gradient in found.values()} == {dtype}
+
+
+@pytest.mark.parametrize("system", systems())
+def test_the_same_seed_builds_the_same_model_whatever_the_global_seed(system: str) -> None:
+    def weights(seed: int, global_seed: int) -> dict[str, torch.Tensor]:
+        torch.manual_seed(global_seed)
+        return dict(build(system, "tiny", vocab_size=8, seed=seed).state_dict())
+
+    first, again, other = weights(0, 1), weights(0, 2), weights(1, 1)
+
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not any(torch.equal(first[name], other[name]) for name in first if first[name].ndim == 2)
+
+
+@pytest.mark.parametrize("system", systems())
+def test_the_layers_of_a_model_start_with_different_weights(system: str) -> None:
+    first, second = (layer.state_dict() for layer in build(system, "tiny", vocab_size=8).layers)
+
+    assert first.keys() == second.keys()
+    assert not any(torch.equal(first[name], second[name]) for name in first if first[name].ndim == 2)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(("dtype", "itemsize"), [(torch.float32, 4), (torch.bfloat16, 2)])
+@pytest.mark.parametrize("system", ["retnet", "transformer"])
+def test_weights_bytes_count_every_weight_once(system: str, dtype: torch.dtype, itemsize: int, tied: bool) -> None:
+    model = build(system, "tiny", vocab_size=1000, tied_embeddings=tied).to(dtype)
+
+    matrices, norms = 2 * 12 * 128**2, (2 * 2 + 1) * 2 * 128  # 12 d^2 a layer; weight and bias of 5 norms
+    table = 1000 * 128
+    assert model.weights_bytes() == itemsize * (matrices + norms + (1 if tied else 2) * table)
+    assert model.step_weights_bytes() == itemsize * (matrices + norms + table)
+
+
+@pytest.mark.parametrize("system", systems())
+def test_a_filled_state_stands_at_its_position_and_repeats_with_its_seed(system: str) -> None:
+    model = shared_model(system, torch.float32)
+
+    def filled(seed: int) -> list[torch.Tensor]:
+        state = model.init_state(2, 9)
+        state.fill_(9, seed)
+        assert state.position == 9
+        return list(state.tensors())
+
+    first, again, other = filled(0), filled(0), filled(1)
+
+    assert all(torch.equal(*pair) for pair in zip(first, again, strict=True))
+    assert not any(torch.equal(*pair) for pair in zip(first, other, strict=True))
+
+
+def test_tied_embeddings_share_one_table_with_the_gradient_of_both() -> None:
+    model = build("retnet", "tiny", vocab_size=VOCAB_SIZE, tied_embeddings=True)
+
+    assert model.head.weight is model.embedding.weight
+    assert [name for name, _ in model.named_parameters() if name.startswith(("embedding", "head"))] == [
+        "embedding.weight"
+    ]
+
+
+@pytest.mark.parametrize("system", systems())
+def test_prefill_of_no_token_is_an_error(system: str) -> None:
+    model = shared_model(system, torch.float32)
+
+    with pytest.raises(ValueError, match="at least one token"):
+        model.prefill(torch.empty(1, 0, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(("batch_size", "max_seq_len"), [(0, 8), (1, 0), (-1, 8)])
+def test_a_state_of_nothing_is_an_error(batch_size: int, max_seq_len: int) -> None:
+    model = shared_model("retnet", torch.float32)
+
+    with pytest.raises(ValueError, match="batch_size and max_seq_len must be positive"):
+        model.init_state(batch_size, max_seq_len)

@@ -1,0 +1,27 @@
+"""Colours and markers."""
+
+from retbench.report.style import KNOWN, looks, plain
+
+
+def test_known_systems_look_the_same_in_every_company() -> None:
+    alone, together = looks(["retnet"]), looks(["rwkv", "retnet", "transformer"])
+
+    assert alone["retnet"] == together["retnet"] == KNOWN["retnet"]
+
+
+def test_unknown_systems_get_distinct_looks_that_depend_on_names_alone() -> None:
+    names = [f"system-{number}" for number in range(30)]
+    chosen = looks(iter([*names, *KNOWN]))
+
+    assert len(set(chosen.values())) == len(chosen)
+    assert chosen == looks([*KNOWN, *reversed(names)])
+
+
+def test_a_handful_of_unknown_systems_have_distinct_colours() -> None:
+    chosen = looks(["rwkv", "h3", "hyena", "linear-transformer", "lstm", *KNOWN])
+
+    assert len({look.colour for look in chosen.values()}) == 9
+
+
+def test_text_of_records_is_no_formula() -> None:
+    assert plain("a $x$\nb") == r"a \$x\$ b"
