@@ -5,8 +5,9 @@ A system's file gives a token mixer and the state that the mixer keeps while dec
 
 # B batch, T positions, D model dim, V vocabulary
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Protocol, cast
 
 import torch
@@ -74,6 +75,20 @@ class Positions:
     start: int
     cos: Tensor  # (T, K/2)
     sin: Tensor  # (T, K/2)
+
+
+class Constant:
+    """A tensor that ``make`` computes once a device. It is no buffer, so that no cast of the model rounds it."""
+
+    def __init__(self, make: Callable[[torch.device], Tensor]) -> None:
+        self._make = make
+        self._made: dict[torch.device, Tensor] = {}
+
+    def on(self, device: torch.device) -> Tensor:
+        if device not in self._made:
+            with torch.inference_mode(False):  # made while decoding, it must still serve training
+                self._made[device] = self._make(device)
+        return self._made[device]
 
 
 class Mixer(nn.Module):
@@ -144,6 +159,7 @@ class LanguageModel(nn.Module):
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         if config.tied_embeddings:
             self.head.weight = self.embedding.weight
+        self._frequencies = Constant(partial(inverse_frequencies, config, self.d_rotary))
         self._initialise()
 
     def make_mixer(self) -> Mixer:
@@ -204,7 +220,7 @@ class LanguageModel(nn.Module):
     def positions(self, start: int, length: int) -> Positions:
         """The rotation of positions start .. start + length - 1, in float32 at least."""
         weight = self.embedding.weight
-        frequencies = inverse_frequencies(self.config, self.d_rotary, weight.device)
+        frequencies = self._frequencies.on(weight.device)
         return Positions(start, *rotation(frequencies, start, length, state_dtype(weight.dtype)))
 
     def weights_bytes(self) -> int:

@@ -15,13 +15,13 @@ from torch import Tensor
 SEGMENT_CHUNKS = 32  # chunks whose states are held at once: caps the memory of long prompts
 
 
-def log_decays(schedule: str, n_heads: int) -> Tensor:
+def log_decays(schedule: str, n_heads: int, device: torch.device | None = None) -> Tensor:
     """log gamma (H,), float64. ``linspace``: the paper's experiments (section 3.1); ``eq8``: 1 - 2^(-5-i)."""
     if schedule == "eq8":
-        complement = 2.0 ** (-5 - torch.arange(n_heads, dtype=torch.float64, device="cpu"))
+        complement = 2.0 ** (-5 - torch.arange(n_heads, dtype=torch.float64, device=device))
     else:
         first, last = math.log(1 / 32), math.log(1 / 512)
-        complement = torch.linspace(first, last, n_heads, dtype=torch.float64, device="cpu").exp()
+        complement = torch.linspace(first, last, n_heads, dtype=torch.float64, device=device).exp()
     return torch.log1p(-complement)
 
 

@@ -3,6 +3,7 @@
 # B batch, T positions, D model dim, H heads, K key dim, V value dim of a head
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, Self, cast
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from models import retention
 from models.config import Config, require_divisible
-from models.language_model import LanguageModel, LayerState, Mixer, Positions, state_dtype
+from models.language_model import Constant, LanguageModel, LayerState, Mixer, Positions, state_dtype
 from models.rotary import rotate
 
 SYSTEMS = {
@@ -163,6 +164,7 @@ class RetNet(LanguageModel):
 
     def __init__(self, config: RetNetConfig) -> None:
         super().__init__(config)
+        self._log_gamma = Constant(partial(retention.log_decays, config.gamma, config.n_heads))
         self.form: Form = config.form
         self.chunk_size = config.chunk_size
 
@@ -174,9 +176,8 @@ class RetNet(LanguageModel):
         return cast(RetNetConfig, self.config).d_k
 
     def positions(self, start: int, length: int) -> RetentionPositions:
-        config = cast(RetNetConfig, self.config)
         base = super().positions(start, length)
-        log_gamma = retention.log_decays(config.gamma, config.n_heads).to(base.cos.device)
+        log_gamma = self._log_gamma.on(base.cos.device)
         chunk = min(self.chunk_size, length)
         decay = retention.decay_matrix(log_gamma, chunk) if self.form == "chunkwise" and length > 1 else None
         gamma = log_gamma.exp().to(base.cos.dtype)

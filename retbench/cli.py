@@ -5,8 +5,6 @@ from typing import Annotated
 
 import typer
 
-from models.catalogue import systems
-from models.sizes import SIZES
 from retbench import __version__
 from retbench.devices import devices
 from retbench.errors import UsageError
@@ -19,9 +17,9 @@ def main() -> None:
     """The entry point: bad input is one line on stderr and exit status 2, an interrupt is 130."""
     try:
         check_packages()
-        status = make_app()(standalone_mode=False)
+        status = make_app()(sys.argv[1:] or ["--help"], standalone_mode=False)
     except (UsageError, typer.TyperException) as error:
-        text = error.format_message() if isinstance(error, typer.TyperException) else str(error)
+        text = _with_hint(error) if isinstance(error, typer.TyperException) else str(error)
         print(f"retbench: {' '.join(text.split())}", file=sys.stderr)
         status = 2
     except (KeyboardInterrupt, typer.Abort):
@@ -33,7 +31,6 @@ def make_app() -> typer.Typer:
     """The application, with a verb for every experiment."""
     app = typer.Typer(
         help="Measures RetNet against Transformers and regenerates the paper's tables and figures.",
-        no_args_is_help=True,
         add_completion=False,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
@@ -45,12 +42,27 @@ def make_app() -> typer.Typer:
     return app
 
 
-def _options(
-    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)] = False,
-) -> None:
-    if version:
+def _with_hint(error: typer.TyperException) -> str:
+    """What the parser says, and what is allowed: the verbs, or where the options of the verb are listed."""
+    context = getattr(error, "ctx", None)
+    verbs = context and getattr(context.command, "commands", None)
+    path = context.command_path if context else "retbench VERB"
+    allowed = f"verbs are {', '.join(verbs)}" if verbs else f"see: {path} --help"
+    return f"{error.format_message().rstrip('.')}; {allowed}"
+
+
+def _show_version(show: bool) -> None:
+    if show:
         typer.echo(f"retbench {__version__}")
         raise typer.Exit
+
+
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    """The options before a verb."""
 
 
 def _list(
@@ -66,10 +78,14 @@ def _list(
 
 
 def _systems() -> dict[str, str]:
+    from models.catalogue import systems  # imported late: another package of that name must be reported, not loaded
+
     return {name: system.summary for name, system in systems().items()}
 
 
 def _sizes() -> dict[str, str]:
+    from models.sizes import SIZES
+
     return {name: f"d_model {size.d_model}, {size.n_layers} layers" for name, size in SIZES.items()}
 
 

@@ -74,7 +74,7 @@ def run_child(
             _kill_group(child)
         ends = [message["done"] for message in messages if "done" in message]
         if ends:
-            status, reason = ends[-1]["status"], ends[-1]["reason"]
+            status, reason = ends[0]["status"], ends[0]["reason"]
         elif timed_out:
             status, reason = "timeout", f"not done after {timeout_s:.0f} s"
         else:
@@ -93,7 +93,18 @@ def _messages(descriptor: int, deadline: float) -> Iterator[dict[str, Any]]:
         if not data:
             return
         *lines, buffer = (buffer + data).split(b"\n")
-        yield from (json.loads(line) for line in lines)
+        yield from map(_message, lines)
+
+
+def _message(line: bytes) -> dict[str, Any]:
+    """The JSON object of a line; a line that is none ends the cell as an error."""
+    try:
+        message = json.loads(line)
+    except (ValueError, RecursionError):
+        message = None
+    if isinstance(message, dict):
+        return message
+    return {"done": {"status": "error", "reason": f"sent {line[:60]!r}, which is no message"}}
 
 
 def _kill_group(child: subprocess.Popen[bytes]) -> None:

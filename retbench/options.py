@@ -31,7 +31,7 @@ MemLimit = Annotated[str, typer.Option(help="Memory that each cell may allocate,
 Out = Annotated[Path, typer.Option(help="Folder that gets results/ and reports/.", file_okay=True)]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Measure cells again that already have a record.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the cells and their predicted bytes; run nothing.")]
-Seed = Annotated[int, typer.Option(help="Seed of weights and tokens.", min=0)]
+Seed = Annotated[int, typer.Option(help="Seed of weights and tokens.", min=0, max=2**32 - 1)]
 Format = Annotated[str, typer.Option("--format", help=f"What stdout gets: {', '.join(FORMATS)}.")]
 
 

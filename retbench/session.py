@@ -49,11 +49,12 @@ class Session:
         console = Console(stderr=True)
         store = Store(results_path(self.out, self.device.slug(), self.experiment))
         sweep = Sweep.prepare(self.experiment, self.cells, self.device, store)
-        self._say(console, self._choice())
         if self.dry_run:
+            self._say(console, self._choice())
             self._dry_run()
             return
         store.check_writable()
+        self._say(console, self._choice())
         contents = store.read()
         for problem in contents.problems:
             self._say(console, problem)

@@ -18,7 +18,15 @@ from retbench.spec import Cell
 from retbench.timing import Deadline
 
 PR_SET_PDEATHSIG = 1
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "bad_alloc", "could not create a memory object")
+OUT_OF_MEMORY = (  # how torch, C++, the kernel, oneDNN, Python and cuBLAS say it, in lower case
+    "out of memory",
+    "can't allocate memory",
+    "bad_alloc",
+    "cannot allocate memory",
+    "could not create a memory object",
+    "memoryerror",
+    "cublas_status_alloc_failed",
+)
 
 
 def main(descriptor: int) -> None:

@@ -80,11 +80,11 @@ class Cpu:
         events = profiler.profiler.kineto_results.events()
         begin = next(event.start_ns() for event in events if event.name() == MEASURED)
         memory = sorted(((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"), key=lambda e: e[0])
-        live = peak = 0
+        live = peak = sum(nbytes for start_ns, nbytes in memory if start_ns < begin)
         for start_ns, nbytes in memory:
             if start_ns >= begin:
-                peak = max(peak, live, live + nbytes)
-            live += nbytes
+                live += nbytes
+                peak = max(peak, live)
         return MemoryPeak(peak, {"vm_hwm_bytes": high_water})
 
     def energy_mj(self) -> float | None:

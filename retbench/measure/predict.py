@@ -16,6 +16,7 @@ from retbench.measure import TORCH_DTYPES
 from retbench.spec import Cell
 
 TRACED_LAYERS = 2
+UNCOUNTABLE = 2**62  # bytes of a tensor whose size torch cannot express: more than any memory
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -89,8 +90,13 @@ def _activations(cell: Cell) -> tuple[int, int]:
         live.hold(state.tensors())
         model.step(tokens[:, 0], state)
     step, state_bytes = live.peak - state.nbytes, state.nbytes
-    with LiveBytes(outside) as live:
-        model.prefill(tokens)
+    try:
+        with LiveBytes(outside) as live:
+            model.prefill(tokens)
+    except RuntimeError as error:
+        if "overflow" not in str(error):
+            raise
+        return step, UNCOUNTABLE
     return step, live.peak - state_bytes
 
 

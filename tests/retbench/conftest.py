@@ -1,0 +1,84 @@
+"""What the tests of the harness share: one thread for torch, and a stand-in for the children of a sweep."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from retbench import isolate
+from retbench.isolate import Outcome
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """One thread and the default dtype as it was: the products are small, and a worker sets both for its process."""
+    import torch
+
+    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    torch.set_default_dtype(dtype)
+
+
+PREDICTION = {
+    "parameters": 1000,
+    "weights_bytes": 4000,
+    "state_bytes": 200,
+    "step_bytes": 4100,
+    "peak_memory_bytes": 5000,
+    "prefill_peak_memory_bytes": 9000,
+}
+MEASURED = {
+    "metrics": {
+        "tpot_ms": 2.0,
+        "tpot_ms_low": 1.9,
+        "tpot_ms_high": 2.1,
+        "ttft_ms": 10.0,
+        "ttft_ms_low": 9.0,
+        "ttft_ms_high": 11.0,
+        "ttft_status": "ok",
+        "tokens_per_s": 500.0,
+        "tokens_per_s_mean": 520.0,
+        "tpot_slope_ms_per_1k_tokens": 0.1,
+        "tpot_slope_ms_per_1k_tokens_low": -0.1,
+        "tpot_slope_ms_per_1k_tokens_high": 0.2,
+        "peak_memory_bytes": 5000,
+        "weights_bytes": 4000,
+        "state_bytes": 200,
+        "activations_bytes": 800,
+        "step_bytes": 4100,
+    },
+    "contexts": [{"context": 1, "tpot_ms": 1.8}, {"context": 64, "tpot_ms": 2.0}],
+    "samples": {"step_ns": [2_000_000] * 3, "cpu_ns": [2_000_000] * 3},
+    "warmup": {"discarded": 4, "first_ns": 3_000_000},
+    "cell": {"backend": "torch", "form": "recurrent"},
+}
+
+
+@dataclass
+class Children:
+    """Answers requests as children would, and keeps the cells that it was asked to measure."""
+
+    outcomes: dict[str, Outcome] = field(default_factory=dict)  # by system, where it is not ok
+    measured: list[dict[str, Any]] = field(default_factory=list)
+    requests: list[dict[str, Any]] = field(default_factory=list)
+
+    def run(
+        self, command: Sequence[str], request: dict[str, Any], timeout_s: float, variables: object = None
+    ) -> Outcome:
+        self.requests.append(request)
+        if request["task"] == "predict":
+            messages = [{"predicted": PREDICTION, "problem": None} for _ in request["cells"]]
+            return Outcome("ok", None, messages)
+        self.measured.append(request["cell"])
+        return self.outcomes.get(request["cell"]["system"], Outcome("ok", None, [MEASURED]))
+
+
+@pytest.fixture
+def children(monkeypatch: pytest.MonkeyPatch) -> Children:
+    """Replaces the processes of a sweep: no torch, no waiting."""
+    stand_in = Children()
+    monkeypatch.setattr(isolate, "run_child", stand_in.run)
+    return stand_in

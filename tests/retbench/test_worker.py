@@ -1,0 +1,165 @@
+"""The child's side: requests become messages, and whatever goes wrong becomes a status in words."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retbench import isolate, worker
+from retbench.environment import ROOT
+from retbench.isolate import Outcome
+from retbench.spec import Cell
+
+CELL = Cell("retnet", "tiny", "decode", seq_len=16, batch_size=2, dtype="fp32", device="cpu", threads=1)
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the worker's main function run here without tying the test to the life of its parent."""
+    monkeypatch.setattr(worker, "_die_with_parent", lambda: None)
+
+
+def run_here(request: dict[str, Any]) -> list[dict[str, Any]]:
+    """All that the worker's main function writes to its pipe, which holds it all."""
+    read_end, write_end = os.pipe()
+    with pytest.MonkeyPatch.context() as patch, os.fdopen(read_end) as pipe:
+        patch.setattr(sys, "stdin", io.StringIO(json.dumps(request) + "\n"))
+        worker.main(write_end)
+        os.close(write_end)
+        return [json.loads(line) for line in pipe]
+
+
+def task_that_raises(error: Exception) -> Any:
+    def task(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        yield {"metrics": {"tpot_ms": 1.0}}
+        raise error
+
+    return task
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "reason"),
+    [
+        (MemoryError(), "oom", "MemoryError"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: no\nstack"), "oom", "[enforce fail]"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 8.00 GiB"), "oom", "CUDA out of memory"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), "oom", "CUDA error"),
+        (RuntimeError("could not create a memory object"), "oom", "could not create"),
+        (OSError(12, os.strerror(12)), "oom", "[Errno 12]"),
+        (NotImplementedError("no kernel for fp16\nstack"), "unsupported", "no kernel for fp16"),
+        (NotImplementedError(), "unsupported", "NotImplementedError"),
+        (ValueError("n_heads must divide d_model\nstack"), "error", "ValueError: n_heads must divide d_model"),
+        (KeyError(), "error", "KeyError: KeyError"),
+    ],
+)
+@pytest.mark.usefixtures("in_this_process")
+def test_an_exception_becomes_a_status_and_one_line_after_what_was_sent_before(
+    error: Exception, status: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(worker._TASKS, "measure", task_that_raises(error))
+
+    part, last = run_here({"task": "measure"})
+
+    assert part == {"metrics": {"tpot_ms": 1.0}}
+    assert last["done"]["status"] == status
+    assert last["done"]["reason"].startswith(reason)
+    assert "\n" not in last["done"]["reason"]
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_grandchild_does_not_inherit_the_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    read_end, write_end = os.pipe()
+    os.set_inheritable(write_end, True)
+    monkeypatch.setitem(worker._TASKS, "measure", lambda request: iter(()))
+    monkeypatch.setattr(sys, "stdin", io.StringIO('{"task": "measure"}\n'))
+
+    worker.main(write_end)
+    inheritable = os.get_inheritable(write_end)
+    os.close(read_end)
+    os.close(write_end)
+
+    assert not inheritable
+
+
+@pytest.mark.usefixtures("in_this_process", "one_thread")
+def test_a_measured_cell_says_how_it_was_computed_and_under_what_load() -> None:
+    pytest.importorskip("torch")
+
+    messages = run_here({"task": "measure", "cell": asdict(CELL), "budget_s": 0.5, "predicted": {}})
+
+    assert messages[0] == {"cell": {"backend": "torch", "form": "recurrent"}}
+    assert messages[-1] == {"done": {"status": "ok", "reason": None}}
+    assert messages[-2]["notes"].keys() == {"load_average", "steal_ticks", "involuntary_context_switches"}
+    assert {"metrics", "contexts", "samples"} <= {name for message in messages for name in message}
+
+
+def test_a_cell_that_cannot_be_predicted_does_not_stop_the_others() -> None:
+    cells = [CELL, Cell(**{**asdict(CELL), "system": "retnt"}), CELL]
+
+    outcome = isolate.run_worker(
+        {"task": "predict", "cells": [asdict(cell) for cell in cells]}, threads=1, timeout_s=120
+    )
+
+    first, unknown, last = outcome.messages
+    assert outcome.status == "ok"
+    assert first["problem"] is last["problem"] is None
+    assert first["predicted"] == last["predicted"] != {}
+    assert unknown["predicted"] == {}
+    assert "no prediction for retnt tiny, batch 2, length 16: unknown system 'retnt'" in unknown["problem"]
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "reason"),
+    [
+        ({"system": "retnt"}, "error", "ValueError: unknown system 'retnt'"),
+        ({"workload": "sleep"}, "error", "ModuleNotFoundError: No module named 'retbench.measure.sleep'"),
+        ({"mem_limit_bytes": 2**20}, "oom", "can't allocate memory"),
+    ],
+)
+def test_a_cell_that_cannot_run_says_why(change: dict[str, Any], status: str, reason: str) -> None:
+    cell = {**asdict(CELL), **change}
+
+    outcome = isolate.run_worker(
+        {"task": "measure", "cell": cell, "budget_s": 1.0, "predicted": {}}, threads=1, timeout_s=120
+    )
+
+    assert outcome.status == status
+    assert reason in str(outcome.reason)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's signal on a parent's death is Linux's")
+def test_a_worker_dies_with_its_parent() -> None:
+    # The parent kills itself once its child, which would sleep for ten minutes, has asked to die with it.
+    child = "from retbench.worker import _die_with_parent; _die_with_parent(); print('ready', flush=True); "
+    child += "import time; time.sleep(600)"
+    parent = (
+        "import os, signal, subprocess, sys; "
+        f"child = subprocess.Popen([sys.executable, '-c', {child!r}], stdout=subprocess.PIPE); "
+        "child.stdout.readline(); print(child.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", parent],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+        timeout=60,
+    )
+
+    assert done.returncode == -9
+    while _is_running(int(done.stdout)):  # a test that waits in vain is ended by pytest
+        pass
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
