@@ -185,16 +185,16 @@ class LanguageModel(nn.Module):
         return "recurrent"
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Training form: (B, T) int64 -> logits (B, T, V)."""
+        """Training form: (B, T) int64, T >= 1 -> logits (B, T, V)."""
+        _check_not_empty(tokens)
         logits: Tensor = self.head(self.norm(self._blocks(tokens, self.positions(0, tokens.shape[1]))))
         return logits
 
     @torch.no_grad()
     def prefill(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """(B, T) int64, T >= 1 -> logits of the last position (B, V) and the state after it; resumable."""
+        _check_not_empty(tokens)
         batch_size, length = tokens.shape
-        if length == 0:
-            raise ValueError("prefill needs at least one token")
         if state is None:
             state = self.init_state(batch_size, length)
         x = self._blocks(tokens, self.positions(state.position, length), state)
@@ -254,6 +254,11 @@ class LanguageModel(nn.Module):
                 residual = name.endswith(("out_proj.weight", "down_proj.weight"))
                 std = 0.02 * (2 * self.config.n_layers) ** -0.5 if residual else 0.02
                 nn.init.normal_(parameter, std=std, generator=generator)
+
+
+def _check_not_empty(tokens: Tensor) -> None:
+    if tokens.ndim != 2 or tokens.numel() == 0:
+        raise ValueError(f"a model reads at least one token, (batch, positions); these are {tuple(tokens.shape)}")
 
 
 def make_norm(config: Config, width: int) -> nn.Module:

@@ -79,6 +79,8 @@ class KVCache:
         return [self.keys, self.values]
 
     def fill_(self, position: int, generator: torch.Generator) -> None:
+        if position > self.keys.shape[2]:
+            raise ValueError(f"{position} tokens do not fit in a cache of {self.keys.shape[2]}")
         for tensor in self.tensors():
             # One random token repeated: drawing every value of a long cache takes longer than measuring it.
             token = torch.randn(tensor[:, :, :1].shape, generator=generator, dtype=tensor.dtype, device=tensor.device)

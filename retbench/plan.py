@@ -1,14 +1,19 @@
 """Predicted bytes of every cell before anything runs; the prediction itself needs torch and happens in a child."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 from retbench import isolate
+from retbench.devices import Device
+from retbench.quantities import format_duration
 from retbench.spec import Cell
 
 Prediction = dict[str, int]
 
 TIMEOUT_S = 600.0
+START_UP_S = 5.0  # a child's imports and weights
+STEPS = 20  # steps at full depth that a good decode measurement takes, all depths and warm-up together
+MARGIN = 1.15  # a prefill is planned for when this many times its time is there
 
 
 def predict(cells: Sequence[Cell]) -> tuple[list[Prediction], list[str]]:
@@ -20,3 +25,44 @@ def predict(cells: Sequence[Cell]) -> tuple[list[Prediction], list[str]]:
     if outcome.status != "ok":
         problems.append(f"the prediction ended early ({outcome.status}: {outcome.reason})")
     return predictions + [{}] * (len(cells) - len(predictions)), problems
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a cell gets of the time: seconds, and why its prefill gets none."""
+
+    budget_s: float
+    skip_prefill: str | None
+
+
+def share(cells: Sequence[Cell], predictions: Sequence[Prediction], device: Device, left_s: float) -> Share:
+    """The share of the first of the cells that are left, in proportion to what each is expected to take.
+
+    Every cell gets its decode steps; prefills are added from the cheapest on, as long as the time lasts.
+    """
+    costs = [_cost(cell, prediction, device) for cell, prediction in zip(cells, predictions, strict=True)]
+    total = sum(decode_s for decode_s, _ in costs)
+    affordable = -1.0
+    for prefill_s in sorted(prefill_s for _, prefill_s in costs):
+        if total + prefill_s > left_s:
+            break
+        total += prefill_s
+        affordable = prefill_s
+    decode_s, prefill_s = costs[0]
+    if prefill_s <= affordable:
+        return Share(max(left_s, 0) * (decode_s + prefill_s) / total, None)
+    reason = (
+        f"would take about {format_duration(prefill_s / MARGIN)} (model), too long for the time left: raise --budget"
+    )
+    return Share(max(left_s, 0) * decode_s / total, reason)
+
+
+def _cost(cell: Cell, prediction: Prediction, device: Device) -> tuple[float, float]:
+    """Rough seconds of decode with start-up, and of prefill; every byte allocated is written and read again."""
+    if not prediction:
+        return START_UP_S, 0.0
+    bytes_per_s, flops_per_s = device.bytes_per_s * cell.threads, device.flops_per_s * cell.threads
+    step_s = (prediction["step_bytes"] + 2 * prediction["step_allocated_bytes"]) / bytes_per_s
+    flops = 2 * prediction["parameters"] * cell.batch_size * cell.seq_len
+    prefill_s = flops / flops_per_s + 2 * prediction["prefill_allocated_bytes"] / bytes_per_s
+    return START_UP_S + STEPS * step_s, MARGIN * prefill_s

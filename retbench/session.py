@@ -18,6 +18,7 @@ from retbench.report.tables import Column, Entry, Format, Table, render, to_rich
 from retbench.spec import Cell
 from retbench.store import Store, results_path
 from retbench.sweep import Sweep
+from retbench.timing import Deadline
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,6 +56,7 @@ class Session:
             return
         store.check_writable()
         self._say(console, self._choice())
+        deadline = Deadline(self.budget_s)
         contents = store.read()
         for problem in contents.problems:
             self._say(console, problem)
@@ -63,7 +65,7 @@ class Session:
         predictions = self._predict(todo, console)
         with Progress(len(self.cells), lambda some, width: to_rich(report.tables(some)[0], width), console) as progress:
             try:
-                records = sweep.run(known, predictions, self.budget_s, progress)
+                records = sweep.run(known, predictions, deadline, progress)
             except KeyboardInterrupt:
                 progress.__exit__(None, None, None)
                 done = len(progress.records)

@@ -5,11 +5,11 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from retbench import isolate
+from retbench import isolate, plan
 from retbench.devices import Device
 from retbench.environment import capture, sha256
 from retbench.isolate import Outcome
-from retbench.plan import Prediction
+from retbench.plan import Prediction, Share
 from retbench.quantities import format_bytes
 from retbench.record import Record
 from retbench.spec import Cell
@@ -58,25 +58,25 @@ class Sweep:
         self,
         known: dict[Cell, Record],
         predictions: dict[Cell, Prediction],
-        budget_s: float,
+        deadline: Deadline,
         listener: Listener,
         execute: Callable[[dict[str, Any], int, float], Outcome] = isolate.run_worker,
     ) -> list[Record]:
         """A record for every cell, in order; each new one is on disk before the next cell starts.
 
-        The budget is shared out evenly over the cells that are left; one that ends early leaves more to the others.
+        The time is shared out over the cells that are left; one that ends early leaves more to the others.
         """
-        deadline = Deadline(budget_s)
-        todo = sum(cell not in known for cell in self.cells)
+        todo = [cell for cell in self.cells if cell not in known]
         records = []
         for cell in self.cells:
             if cell in known:
                 record = known[cell]
             else:
                 listener.started(cell, deadline.left_s)
-                record = self._measure(cell, predictions.get(cell, {}), max(deadline.left_s, 0) / todo, execute)
+                share = plan.share(todo, [predictions.get(some, {}) for some in todo], self.device, deadline.left_s)
+                record = self._measure(cell, predictions.get(cell, {}), share, execute)
                 self.store.append(record)
-                todo -= 1
+                todo.remove(cell)
             listener.finished(record, reused=cell in known)
             records.append(record)
         return records
@@ -85,15 +85,16 @@ class Sweep:
         self,
         cell: Cell,
         predicted: Prediction,
-        budget_s: float,
+        share: Share,
         execute: Callable[[dict[str, Any], int, float], Outcome],
     ) -> Record:
         needed, free = predicted.get("peak_memory_bytes", 0), self.device.free_bytes()
         if needed > free:
             reason = f"predicted to need {format_bytes(needed)}, {format_bytes(free)} are free"
             return self._record(cell, Outcome("skipped", reason, []), predicted)
-        request = {"task": "measure", "cell": asdict(cell), "budget_s": budget_s, "predicted": predicted}
-        return self._record(cell, execute(request, cell.threads, START_UP_S + OVERRUN * budget_s), predicted)
+        request = {"task": "measure", "cell": asdict(cell), "predicted": predicted, **asdict(share)}
+        timeout_s = START_UP_S + OVERRUN * share.budget_s
+        return self._record(cell, execute(request, cell.threads, timeout_s), predicted)
 
     def _record(self, cell: Cell, outcome: Outcome, predicted: Prediction) -> Record:
         parts = _merge(outcome.messages)

@@ -65,7 +65,7 @@ def _measure(request: dict[str, Any]):  # type: ignore[no-untyped-def]
         workload = import_module(f"retbench.measure.{cell.workload}")
         usage = resource.getrusage(resource.RUSAGE_SELF)
         steal = _steal_ticks()
-        yield from workload.measure(model, Task(cell, device, deadline, request["predicted"]))
+        yield from workload.measure(model, Task(cell, device, deadline, request["predicted"], request["skip_prefill"]))
     after = resource.getrusage(resource.RUSAGE_SELF)
     yield {
         "notes": {

@@ -24,6 +24,8 @@ class Device(Protocol):
     """What differs between devices. Parent-side methods load no torch; the others run in a cell's child."""
 
     name: str
+    flops_per_s: float  # rough figures of a core or the device, to share out time with, never to report
+    bytes_per_s: float
 
     # parent side
     def unavailable(self) -> str | None:

@@ -19,6 +19,8 @@ MEASURED = "retbench: measured"
 
 class Cpu:
     name = "cpu"
+    flops_per_s = 2e11
+    bytes_per_s = 4e9
 
     def unavailable(self) -> str | None:
         return None

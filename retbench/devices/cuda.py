@@ -13,6 +13,8 @@ T = TypeVar("T")
 
 class Cuda:
     name = "cuda"
+    flops_per_s = 2e14
+    bytes_per_s = 1e12
 
     def unavailable(self) -> str | None:
         try:

@@ -26,6 +26,7 @@ class Task:
     device: Device
     deadline: Deadline
     predicted: dict[str, int]
+    skip_prefill: str | None = None  # why the plan has no time for it
     generator: torch.Generator = field(init=False)
 
     def __post_init__(self) -> None:

@@ -14,7 +14,7 @@ from retbench.spec import Cell
 from retbench.statistics import Interval, median_interval, percentile, slope_interval
 from retbench.timing import Deadline, Sample, rate, sample, warm_up
 
-DECODE_SHARE = 0.55  # of the cell's time; the rest is for memory and prefill
+DECODE_SHARE = 0.8  # of the time that prefill leaves; the rest is for memory
 ROUNDS = 3  # at least, where time allows: their spread is what the interval is made of
 
 
@@ -48,17 +48,19 @@ class Depth:
 
 
 def measure(model: LanguageModel, task: Task) -> Parts:
-    """Yields the timing, then the exact memory, then what prefill yields."""
+    """Yields the timing, then the exact memory, then what prefill yields, whose time is set apart first."""
     seq_len = task.cell.seq_len
     depths = [Depth(context) for context in sorted({1, seq_len // 4, seq_len // 2, seq_len} - {0}, reverse=True)]
-    yield _time(model, task, depths)
+    ahead = prefill.forecast(model, task)
+    reserved_s = 0.0 if ahead.skipped else ahead.expected_s
+    yield _time(model, task, depths, Deadline(max(task.deadline.left_s - reserved_s, 0.0)).fraction(DECODE_SHARE))
     yield _memory(model, task, depths)
-    yield from prefill.measure(model, task)
+    yield from prefill.measure_forecast(model, task, ahead)
 
 
-def _time(model: LanguageModel, task: Task, depths: list[Depth]) -> Part:
+def _time(model: LanguageModel, task: Task, depths: list[Depth], deadline: Deadline) -> Part:
     """Visits every depth in turn, so that a machine that slows down slows all of them down alike."""
-    cell, deadline, longest = task.cell, task.deadline.fraction(DECODE_SHARE), depths[0]
+    cell, longest = task.cell, depths[0]
     state = model.init_state(cell.batch_size, cell.seq_len)
     state.fill_(cell.seq_len - 1, cell.seed)
     states = {depth.context: state.sized(depth.context) for depth in depths}

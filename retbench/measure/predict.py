@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, outside: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.live = self.peak = 0
+        self.live = self.peak = self.allocated = 0
         self._known = {tensor.untyped_storage()._cdata for tensor in outside}
 
     def hold(self, tensors: Iterable[Tensor]) -> None:
@@ -45,6 +46,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if storage._cdata not in self._known:
             self._known.add(storage._cdata)
             self.live += storage.nbytes()
+            self.allocated += storage.nbytes()
             self.peak = max(self.peak, self.live)
             weakref.finalize(storage, self._free, storage.nbytes(), storage._cdata)
 
@@ -68,36 +70,49 @@ def predict(cell: Cell) -> dict[str, int]:
     state_bytes = _filled_bytes(state, cell.seq_len)
     weights_bytes = model.weights_bytes()
     with FakeTensorMode(), torch.no_grad():
-        step_activations, prefill_activations = _activations(cell)
+        step, prefill = _activations(cell)
+    layers = model.config.n_layers / TRACED_LAYERS
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "weights_bytes": weights_bytes,
         "state_bytes": state_bytes,
         "step_bytes": model.step_weights_bytes() + state.step_bytes(),
-        "peak_memory_bytes": weights_bytes + state_bytes + step_activations,
-        "prefill_peak_memory_bytes": weights_bytes + state_bytes + prefill_activations,
+        "step_allocated_bytes": int(step.allocated * layers),
+        "peak_memory_bytes": weights_bytes + state_bytes + step.peak,
+        "prefill_peak_memory_bytes": weights_bytes + state_bytes + prefill.peak,
+        "prefill_allocated_bytes": int(prefill.allocated * layers),
     }
 
 
-def _activations(cell: Cell) -> tuple[int, int]:
-    """Bytes beside weights and state at the peak of a decode step and of a prefill."""
+@dataclass(frozen=True)
+class Activations:
+    """Bytes beside weights and state: at the peak, and all that is ever allocated."""
+
+    peak: int
+    allocated: int
+
+
+def _activations(cell: Cell) -> tuple[Activations, Activations]:
+    """Those of a decode step and of a prefill, on TRACED_LAYERS layers."""
     model = build(cell.system, cell.size, n_layers=TRACED_LAYERS)
     tokens = torch.zeros(cell.batch_size, cell.seq_len, dtype=torch.int64)
     state = model.init_state(cell.batch_size, cell.seq_len)
     state.fill_(cell.seq_len - 1)
+    model.positions(0, 1)  # makes what a model makes once and keeps: a measured step finds it there
     outside = [*model.parameters(), *model.buffers(), tokens]
+    held_bytes = state.nbytes
     with LiveBytes(outside) as live:
         live.hold(state.tensors())
         model.step(tokens[:, 0], state)
-    step, state_bytes = live.peak - state.nbytes, state.nbytes
+    step, state_bytes = Activations(live.peak - state.nbytes, live.allocated - held_bytes), state.nbytes
     try:
         with LiveBytes(outside) as live:
             model.prefill(tokens)
     except RuntimeError as error:
         if "overflow" not in str(error):
             raise
-        return step, UNCOUNTABLE
-    return step, live.peak - state_bytes
+        return step, Activations(UNCOUNTABLE, UNCOUNTABLE)
+    return step, Activations(live.peak - state_bytes, live.allocated - state_bytes)
 
 
 def _filled_bytes(state: State, seq_len: int) -> int:

@@ -1,5 +1,6 @@
 """Prefill: the time to the first token (TTFT) of a prompt of seq_len random token ids, and its exact peak memory."""
 
+from dataclasses import dataclass
 from functools import partial
 
 from torch import Tensor
@@ -14,20 +15,41 @@ SHORT = 512  # prompts up to this length are warmed up whole; longer ones by pre
 MINIMUM_FOR_INTERVAL = 3
 
 
+@dataclass(frozen=True)
+class Forecast:
+    """What a prefill of the whole prompt will take, or why there will be none; the runs that warmed it up."""
+
+    expected_s: float
+    skipped: str | None
+    warm_up: list[Sample]
+
+
 def measure(model: LanguageModel, task: Task) -> Parts:
-    """Yields the TTFT, or why it was not measured, then the peak memory when there is time for one more run."""
-    reason = _does_not_fit(task)
-    if reason is None:
-        first, expected_s = _warm_up(model, task)
-        if expected_s > task.deadline.left_s:
-            left = format_duration(max(task.deadline.left_s, 0.0))
-            reason = f"would take about {format_duration(expected_s)}, {left} left of the cell's time: raise --budget"
+    """Yields the TTFT, or why it was not measured, then the peak memory."""
+    yield from measure_forecast(model, task, forecast(model, task))
+
+
+def forecast(model: LanguageModel, task: Task) -> Forecast:
+    """Decides, before other work uses up the time, whether there will be enough memory and time."""
+    reason = task.skip_prefill or _does_not_fit(task)
     if reason is not None:
-        yield {"metrics": {"ttft_ms": None, "ttft_status": "skipped", "ttft_reason": reason}}
+        return Forecast(0.0, reason, [])
+    samples, expected_s = _warm_up(model, task)
+    left_s = max(task.deadline.left_s, 0.0)
+    if expected_s > left_s:
+        reason = (
+            f"would take about {format_duration(expected_s)}, the cell has {format_duration(left_s)}: raise --budget"
+        )
+    return Forecast(expected_s, reason, samples)
+
+
+def measure_forecast(model: LanguageModel, task: Task, ahead: Forecast) -> Parts:
+    """Yields the TTFT of at least one run, then the peak memory when there is time for one more."""
+    if ahead.skipped is not None:
+        yield {"metrics": {"ttft_ms": None, "ttft_status": "skipped", "ttft_reason": ahead.skipped}}
         return
-    samples = _samples(model, task, expected_s)
-    yield _timing_part(task, samples, first)
-    if expected_s < task.deadline.left_s:
+    yield _timing_part(task, _samples(model, task, ahead.expected_s), ahead.warm_up)
+    if ahead.expected_s < task.deadline.left_s:
         prompt = _prompt(model, task, task.cell.seq_len)
         peak = task.device.peak_memory(lambda: None, lambda _: model.prefill(prompt))
         yield {"metrics": {"prefill_peak_memory_bytes": model.weights_bytes() + peak.tensor_bytes}}

@@ -5,7 +5,7 @@
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -15,9 +15,11 @@ from torch import Tensor
 
 from models import build
 from models.language_model import LanguageModel, State
+from models.retnet import Form, RetentionState, RetNet
 
 VOCAB_SIZE = 61
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}  # of logits of unit scale
+FORMS: tuple[Form, ...] = ("parallel", "chunkwise", "recurrent")
 ORACLES = Path(__file__).parents[2].parent / "shared" / "oracles"
 
 # Repeatable and quiet: the same examples in every run, no example database, no time limit on a busy machine.
@@ -97,6 +99,18 @@ def gradient_error(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> fl
     """The largest difference over the parameters, each scaled to a largest gradient of 1."""
     assert actual.keys() == expected.keys()
     return max(((actual[name] - wanted).abs().max() / wanted.abs().max()).item() for name, wanted in expected.items())
+
+
+def in_form(model: LanguageModel, form: Form, chunk_size: int = 256) -> RetNet:
+    """The same RetNet, set to compute in ``form``."""
+    retnet = cast(RetNet, model)
+    retnet.form, retnet.chunk_size = form, chunk_size
+    return retnet
+
+
+def memories(model: RetNet, tokens: Tensor) -> list[Tensor]:
+    """The recurrent state of each layer after the tokens."""
+    return [cast(RetentionState, layer).memory for layer in model.prefill(tokens)[1].layers]
 
 
 def oracle(name: str) -> dict[str, Any]:

@@ -110,6 +110,21 @@ def test_gradients_of_every_parameter_are_finite_and_not_all_zero(system: str, d
 
 
 @pytest.mark.parametrize("system", systems())
+def test_a_model_that_has_decoded_can_still_be_trained_and_cast(system: str) -> None:
+    tokens = random_tokens(2, 12)
+    model = build(system, "tiny", vocab_size=VOCAB_SIZE)
+    with torch.inference_mode():
+        read(model, tokens, [6])
+
+    trained = gradients(model, tokens)
+    cast = model.double()
+    fresh = build(system, "tiny", vocab_size=VOCAB_SIZE).double()
+
+    assert all(gradient.isfinite().all() for gradient in trained.values())
+    assert torch.equal(cast(tokens), fresh(tokens))
+
+
+@pytest.mark.parametrize("system", systems())
 def test_the_same_seed_builds_the_same_model_whatever_the_global_seed(system: str) -> None:
     def weights(seed: int, global_seed: int) -> dict[str, torch.Tensor]:
         torch.manual_seed(global_seed)
@@ -137,6 +152,7 @@ def test_weights_bytes_count_every_weight_once(system: str, dtype: torch.dtype, 
 
     matrices, norms = 2 * 12 * 128**2, (2 * 2 + 1) * 2 * 128  # 12 d^2 a layer; weight and bias of 5 norms
     table = 1000 * 128
+
     assert model.weights_bytes() == itemsize * (matrices + norms + (1 if tied else 2) * table)
     assert model.step_weights_bytes() == itemsize * (matrices + norms + table)
 
@@ -148,6 +164,7 @@ def test_a_filled_state_stands_at_its_position_and_repeats_with_its_seed(system:
     def filled(seed: int) -> list[torch.Tensor]:
         state = model.init_state(2, 9)
         state.fill_(9, seed)
+
         assert state.position == 9
         return list(state.tensors())
 

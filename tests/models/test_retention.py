@@ -143,8 +143,7 @@ def test_pieces_in_any_mixture_of_forms_equal_the_whole(
 
 @pytest.mark.parametrize("length", [64, 65, 127, 128, 129, 3 * 64 + 7])
 def test_more_chunks_than_a_segment_equal_the_recurrent_form(length: int) -> None:
-    chunk_size = 2
-    assert retention.SEGMENT_CHUNKS * chunk_size == 64  # the lengths stand around whole segments
+    chunk_size = 64 // retention.SEGMENT_CHUNKS  # the lengths stand around whole segments
     inputs = random_inputs(2, length)
     expected, expected_state = retention.recurrent(*inputs[:3], log_of(GAMMAS), inputs[3])
 
@@ -218,12 +217,12 @@ def test_decay_matrix_is_a_power_below_the_diagonal_and_zero_above() -> None:
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", ["retention", "custom"])
 def test_every_form_equals_flash_linear_attention(form: str, name: str) -> None:
-    given = oracle("mixers/fla_naive.pt")
-    q, k, v = (given[x].transpose(1, 2) for x in "qkv")  # (B, H, T, K or V)
-    log_gamma = given["custom_log_gamma"].double() if name == "custom" else retention.log_decays("eq8", q.shape[1])
-    state = torch.zeros(given[f"{name}_S"].shape)
+    theirs = oracle("mixers/fla_naive.pt")
+    q, k, v = (theirs[x].transpose(1, 2) for x in "qkv")  # (B, H, T, K or V)
+    log_gamma = theirs["custom_log_gamma"].double() if name == "custom" else retention.log_decays("eq8", q.shape[1])
+    state = torch.zeros(theirs[f"{name}_S"].shape)
 
     out, new_state = FORMS[form]((q * q.shape[-1] ** -0.5, k, v, state), log_gamma, 48)
 
-    assert error(out.transpose(1, 2), given[f"{name}_y"]) < 1e-5
-    assert error(new_state, given[f"{name}_S"]) < 1e-5
+    assert error(out.transpose(1, 2), theirs[f"{name}_y"]) < 1e-5
+    assert error(new_state, theirs[f"{name}_S"]) < 1e-5

@@ -155,6 +155,7 @@ def test_the_bytes_of_a_cache_are_keys_and_values_of_every_layer(dtype: torch.dt
     state.fill_(40)
 
     one_token = 2 * 2 * 3 * 2 * 32 * itemsize  # keys and values, layers, batch, heads, head dim
+
     assert state.nbytes == 100 * one_token
     assert state.step_bytes() == 41 * one_token  # 40 tokens are read and one is written
 

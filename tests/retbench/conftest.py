@@ -1,13 +1,29 @@
-"""What the tests of the harness share: one thread for torch, and a stand-in for the children of a sweep."""
+"""What the tests of the harness share: processes and their end, one thread for torch, a stand-in for children."""
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from retbench import isolate
 from retbench.isolate import Outcome
+
+
+def is_running(pid: int) -> bool:
+    """Whether the process exists and is more than an entry that nobody has collected."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def wait_for_end(pid: int) -> None:
+    """Returns when the process has ended; a test that waits in vain is ended by pytest."""
+    while is_running(pid):
+        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -30,7 +46,7 @@ PREDICTION = {
     "peak_memory_bytes": 5000,
     "prefill_peak_memory_bytes": 9000,
 }
-MEASURED = {
+MEASURED: dict[str, Any] = {
     "metrics": {
         "tpot_ms": 2.0,
         "tpot_ms_low": 1.9,

@@ -11,6 +11,7 @@ import pytest
 from retbench import isolate
 from retbench.environment import ROOT, child_variables
 from retbench.isolate import Outcome, run_child
+from tests.retbench.conftest import is_running, wait_for_end
 
 PRELUDE = """
 import json, os, signal, subprocess, sys, time
@@ -23,20 +24,6 @@ def done(status="ok", reason=None): send(done={"status": status, "reason": reaso
 def run(code: str, timeout_s: float = 60.0, **request: Any) -> Outcome:
     """A child that loads next to nothing and then runs ``code``."""
     return run_child([sys.executable, "-S", "-c", PRELUDE + code], request, timeout_s)
-
-
-def is_running(pid: int) -> bool:
-    """Whether the process exists and is more than an entry that nobody has collected."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
-
-
-def wait_for_end(pid: int) -> None:
-    """Returns when the process has ended; a test that waits in vain is ended by pytest."""
-    while is_running(pid):
-        time.sleep(0.01)
 
 
 def test_a_child_that_says_done_is_ok_and_its_messages_come_in_order() -> None:

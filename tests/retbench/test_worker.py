@@ -7,15 +7,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from retbench import isolate, worker
 from retbench.environment import ROOT
-from retbench.isolate import Outcome
 from retbench.spec import Cell
+from tests.retbench.conftest import wait_for_end
 
 CELL = Cell("retnet", "tiny", "decode", seq_len=16, batch_size=2, dtype="fp32", device="cpu", threads=1)
 
@@ -90,8 +89,6 @@ def test_a_grandchild_does_not_inherit_the_pipe(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.usefixtures("in_this_process", "one_thread")
 def test_a_measured_cell_says_how_it_was_computed_and_under_what_load() -> None:
-    pytest.importorskip("torch")
-
     messages = run_here({"task": "measure", "cell": asdict(CELL), "budget_s": 0.5, "predicted": {}})
 
     assert messages[0] == {"cell": {"backend": "torch", "form": "recurrent"}}
@@ -154,12 +151,4 @@ def test_a_worker_dies_with_its_parent() -> None:
     )
 
     assert done.returncode == -9
-    while _is_running(int(done.stdout)):  # a test that waits in vain is ended by pytest
-        pass
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
+    wait_for_end(int(done.stdout))

@@ -1,0 +1,126 @@
+"""What is predicted without running equals what a real model holds and, in fp32 on one thread, what a run measures."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from models import build
+from retbench.devices.cpu import DEVICE as CPU
+from retbench.environment import ROOT
+from retbench.measure import TORCH_DTYPES, Task
+from retbench.measure.decode import _step_peak
+from retbench.measure.predict import UNCOUNTABLE, predict
+from retbench.spec import Cell, Dtype
+from retbench.timing import Deadline
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SYSTEMS = ["retnet", "transformer", "transformer-flash", "transformer-concat-cache"]
+SLACK = 4096  # bytes that a prediction may be off: constants that a model computes once, scratch inside an operator
+
+
+def cell(system: str, size: str = "tiny", **other: object) -> Cell:
+    known = Cell(system, size, "decode", seq_len=96, batch_size=2, dtype="fp32", device="cpu", threads=1)
+    return replace(known, **other)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_weights_and_state_are_those_of_a_real_model(system: str, dtype: Dtype) -> None:
+    of = cell(system, "mini", dtype=dtype)
+    predicted = predict(of)
+    torch.set_default_dtype(TORCH_DTYPES[dtype])
+
+    model = build(system, "mini")
+    state = model.init_state(of.batch_size, of.seq_len)
+    state.fill_(of.seq_len)
+
+    assert predicted["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    assert predicted["weights_bytes"] == model.weights_bytes()
+    assert predicted["state_bytes"] == state.nbytes
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_the_bytes_that_a_step_moves_are_weights_without_the_embedding_and_the_state(system: str) -> None:
+    of = cell(system)
+
+    predicted = predict(of)
+
+    embedding = 32000 * 128 * 4
+    state = predicted["state_bytes"] * (2 if system == "retnet" else 1)  # a recurrent state is read and written
+    assert predicted["step_bytes"] == predicted["weights_bytes"] - embedding + state
+
+
+@pytest.mark.parametrize(("seq_len", "batch_size"), [(1, 1), (96, 2), (700, 3)])
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_the_predicted_peak_of_a_decode_step_is_the_measured_one(system: str, seq_len: int, batch_size: int) -> None:
+    of = cell(system, seq_len=seq_len, batch_size=batch_size)
+    predicted = predict(of)
+    with torch.inference_mode():
+        model = build(system, "tiny")
+        task = Task(of, CPU, Deadline(60.0), predicted)
+        _step_peak(model, task, seq_len)  # what is made once is made
+        peak, _ = _step_peak(model, task, seq_len)
+
+    residual = predicted["peak_memory_bytes"] - model.weights_bytes() - peak.tensor_bytes
+    print(f"{system}, batch {batch_size}, length {seq_len}: predicted - measured = {residual} bytes")
+    assert abs(residual) <= SLACK
+
+
+@pytest.mark.parametrize(("seq_len", "batch_size"), [(1, 1), (96, 2), (700, 3)])
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_the_predicted_peak_of_a_prefill_is_the_measured_one(system: str, seq_len: int, batch_size: int) -> None:
+    of = cell(system, seq_len=seq_len, batch_size=batch_size)
+    predicted = predict(of)
+    with torch.inference_mode():
+        model = build(system, "tiny")
+        prompt = torch.zeros(batch_size, seq_len, dtype=torch.int64)
+        model.prefill(prompt)  # what is made once is made
+        peak = CPU.peak_memory(lambda: None, lambda _: model.prefill(prompt))
+
+    residual = predicted["prefill_peak_memory_bytes"] - model.weights_bytes() - peak.tensor_bytes
+    print(f"{system}, batch {batch_size}, length {seq_len}: predicted - measured = {residual} bytes")
+    assert abs(residual) <= SLACK
+
+
+def test_a_prefill_too_large_to_express_is_beyond_any_memory() -> None:
+    predicted = predict(cell("transformer", "13b", seq_len=2**20, batch_size=2**16))
+
+    assert predicted["prefill_peak_memory_bytes"] >= UNCOUNTABLE
+    assert 2**50 < predicted["peak_memory_bytes"] < UNCOUNTABLE
+    assert predicted["prefill_peak_memory_bytes"] < 2**63  # a table keeps it as an integer
+
+
+@pytest.mark.parametrize("change", [{"system": "retnt"}, {"size": "huge"}])
+def test_an_unknown_model_is_refused(change: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="unknown s"):
+        predict(replace(cell("retnet"), **change))  # type: ignore[arg-type]
+
+
+LARGE = """
+import re
+from retbench.measure.predict import predict
+from retbench.spec import Cell
+for system in ("retnet", "transformer"):
+    found = predict(Cell(system, "6.7b", "decode", 8192, 8, "bf16", "cuda", 1))
+    print(found["weights_bytes"], found["state_bytes"], found["peak_memory_bytes"])
+print(int(re.findall(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[0]) * 1024)
+"""
+
+
+def test_the_papers_6_7b_is_predicted_without_its_memory_and_without_a_gpu() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LARGE], cwd=ROOT, capture_output=True, text=True, check=True, timeout=240
+    )
+
+    retnet, transformer, high_water = ([int(word) for word in line.split()] for line in done.stdout.splitlines())
+    layers, cache = 2 * 12 * 4096**2 * 32, 2 * 2 * 32 * 8 * 8192 * 4096  # bytes in bf16
+    assert retnet[0] == pytest.approx(layers + 2 * 2 * 32000 * 4096, rel=0.01)
+    assert retnet[0] == pytest.approx(transformer[0], rel=0.01)
+    assert transformer[1] == cache
+    assert retnet[1] == 4 * 32 * 8 * 16 * 256 * 512  # float32 whatever the weights
+    assert transformer[2] - transformer[0] - cache < 2**28
+    assert high_water[0] < 2 * 2**30

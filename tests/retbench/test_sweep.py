@@ -1,0 +1,261 @@
+"""A sweep makes a record of every cell whatever becomes of it, stores it at once, and measures nothing twice."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast, get_args
+
+import pytest
+
+from retbench import isolate, plan, sweep, timing
+from retbench.devices import Device
+from retbench.isolate import Outcome
+from retbench.quantities import format_bytes
+from retbench.record import Record, Status
+from retbench.spec import Cell
+from retbench.store import Store
+from retbench.sweep import Sweep
+from retbench.timing import Deadline
+from tests.retbench.conftest import MEASURED, PREDICTION
+
+CELLS = [
+    Cell(system, "tiny", "decode", seq_len=64, batch_size=1, dtype="fp32", device="cpu", threads=1)
+    for system in ("retnet", "transformer", "transformer-flash")
+]
+ENVIRONMENT = {"fingerprint": "one machine", "code": "one version"}
+OK = Outcome("ok", None, [MEASURED])
+
+
+@dataclass
+class Listener:
+    """Notes what it is told."""
+
+    told: list[str] = field(default_factory=list)
+
+    def started(self, cell: Cell, left_s: float) -> None:
+        self.told.append(f"started {cell.system}")
+
+    def finished(self, record: Record, reused: bool) -> None:
+        self.told.append(f"finished {record.cell.system}{' again' if reused else ''}: {record.status}")
+
+
+@dataclass
+class FakeDevice:
+    """A device of which the sweep asks nothing but its free memory."""
+
+    free: int = 10**12
+
+    def free_bytes(self) -> int:
+        return self.free
+
+
+def sweep_of(path: Path, free: int = 10**12, **environment: str) -> Sweep:
+    store = Store(path / "inference.jsonl")
+    return Sweep("inference", CELLS, cast(Device, FakeDevice(free)), {**ENVIRONMENT, **environment}, store)
+
+
+def executing(*outcomes: Outcome, calls: list[Any] | None = None) -> Callable[[dict[str, Any], int, float], Outcome]:
+    """Answers with these outcomes, one a call."""
+    left = iter(outcomes)
+
+    def execute(request: dict[str, Any], threads: int, timeout_s: float) -> Outcome:
+        if calls is not None:
+            calls.append((request, threads, timeout_s))
+        return next(left)
+
+    return execute
+
+
+@pytest.mark.parametrize("status", [status for status in get_args(Status) if status != "ok"])
+def test_a_cell_that_fails_becomes_a_record_and_the_sweep_goes_on(status: Status, tmp_path: Path) -> None:
+    one, listener = sweep_of(tmp_path), Listener()
+
+    records = one.run({}, {}, 60.0, listener, executing(OK, Outcome(status, "in words", []), OK))
+
+    assert [record.status for record in records] == ["ok", status, "ok"]
+    assert [record.reason for record in records] == [None, "in words", None]
+    assert one.store.read().records == tuple(records)
+    assert listener.told[2:] == [
+        "started transformer",
+        f"finished transformer: {status}",
+        "started transformer-flash",
+        "finished transformer-flash: ok",
+    ]
+
+
+def test_a_record_is_on_disk_before_the_next_cell_starts(tmp_path: Path) -> None:
+    one, stored = sweep_of(tmp_path), []
+
+    def execute(request: dict[str, Any], threads: int, timeout_s: float) -> Outcome:
+        stored.append(len(one.store.read().records))
+        return OK
+
+    one.run({}, {}, 60.0, Listener(), execute)
+
+    assert stored == [0, 1, 2]
+
+
+def test_an_interrupt_loses_the_cell_in_flight_alone(tmp_path: Path) -> None:
+    one = sweep_of(tmp_path)
+
+    def execute(request: dict[str, Any], threads: int, timeout_s: float) -> Outcome:
+        if request["cell"]["system"] == "transformer":
+            raise KeyboardInterrupt
+        return OK
+
+    with pytest.raises(KeyboardInterrupt):
+        one.run({}, {}, 60.0, Listener(), execute)
+
+    assert [record.cell.system for record in one.store.read().records] == ["retnet"]
+
+
+def test_a_child_gets_its_cell_its_prediction_and_a_share_of_the_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Any] = []
+    monkeypatch.setattr(timing, "time", SimpleNamespace(monotonic=lambda: 0.0))
+    monkeypatch.setattr(sweep, "Deadline", partial(Deadline, started=0.0))  # a clock that stands still
+
+    sweep_of(tmp_path).run({}, {CELLS[0]: PREDICTION}, 60.0, Listener(), executing(OK, OK, OK, calls=calls))
+
+    (first, threads, timeout_s), (second, _, _), (third, _, _) = calls
+    assert (first["task"], first["cell"], first["predicted"]) == ("measure", asdict(CELLS[0]), PREDICTION)
+    assert second["predicted"] == {}
+    assert threads == CELLS[0].threads
+    assert first["budget_s"] == 20  # a third of the whole
+    assert second["budget_s"] == 30  # half of what the first, which ended at once, has left
+    assert third["budget_s"] == 60
+    assert timeout_s > first["budget_s"]
+
+
+def test_a_budget_that_is_used_up_leaves_no_time_but_every_cell_still_runs(tmp_path: Path) -> None:
+    calls: list[Any] = []
+
+    sweep_of(tmp_path).run({}, {}, 1e-9, Listener(), executing(OK, OK, OK, calls=calls))
+
+    assert [request["budget_s"] for request, _, _ in calls] == [0, 0, 0]
+    assert all(timeout_s >= sweep.START_UP_S for _, _, timeout_s in calls)
+
+
+def test_a_cell_above_the_free_memory_is_skipped_with_its_predicted_bytes(tmp_path: Path) -> None:
+    calls: list[Any] = []
+    large = {**PREDICTION, "peak_memory_bytes": 3 * 2**30}
+    one = sweep_of(tmp_path, free=2**30)
+
+    records = one.run({}, {CELLS[1]: large}, 60.0, Listener(), executing(OK, OK, calls=calls))
+
+    assert [record.status for record in records] == ["ok", "skipped", "ok"]
+    assert records[1].reason == f"predicted to need {format_bytes(3 * 2**30)}, {format_bytes(2**30)} are free"
+    assert records[1].predicted == large
+    assert records[1].metrics == {"predicted_peak_memory_bytes": 3 * 2**30}
+    assert [request["cell"]["system"] for request, _, _ in calls] == ["retnet", "transformer-flash"]
+
+
+def test_a_cell_that_just_fits_or_was_not_predicted_is_tried(tmp_path: Path) -> None:
+    exact = {**PREDICTION, "peak_memory_bytes": 2**30}
+
+    records = sweep_of(tmp_path, free=2**30).run({}, {CELLS[1]: exact}, 60.0, Listener(), executing(OK, OK, OK))
+
+    assert [record.status for record in records] == ["ok", "ok", "ok"]
+
+
+def test_a_record_holds_what_the_child_sent_and_under_what_conditions(tmp_path: Path) -> None:
+    more = {
+        "metrics": {"ttft_ms": 3.0},
+        "contexts": [{"context": 64, "state_bytes": 7}],
+        "notes": {"load_average": 0.5},
+        "samples": {"prefill_ns": [3]},
+    }
+
+    record, *_ = sweep_of(tmp_path).run(
+        {}, {CELLS[0]: PREDICTION}, 60.0, Listener(), executing(Outcome("ok", None, [MEASURED, more]), OK, OK)
+    )
+
+    assert record.cell == replace(CELLS[0], backend="torch", form="recurrent")
+    assert record.metrics == {**MEASURED["metrics"], "ttft_ms": 3.0, "predicted_peak_memory_bytes": 5000}
+    assert record.contexts == [{"context": 1, "tpot_ms": 1.8}, {"context": 64, "tpot_ms": 2.0, "state_bytes": 7}]
+    assert record.samples == {**MEASURED["samples"], "prefill_ns": [3]}
+    assert record.warmup == MEASURED["warmup"]
+    assert record.notes == {"load_average": 0.5}
+    assert (record.experiment, record.environment, record.predicted) == ("inference", ENVIRONMENT, PREDICTION)
+    assert record.created_at.endswith("Z")
+
+
+def test_what_a_child_measured_before_it_died_is_kept(tmp_path: Path) -> None:
+    records = sweep_of(tmp_path).run(
+        {}, {}, 60.0, Listener(), executing(Outcome("oom", "in prefill", [MEASURED]), OK, OK)
+    )
+
+    assert (records[0].status, records[0].metrics["tpot_ms"]) == ("oom", 2.0)
+
+
+def test_a_cell_with_an_ok_record_is_not_measured_again(tmp_path: Path) -> None:
+    sweep_of(tmp_path).run({}, {}, 60.0, Listener(), executing(OK, Outcome("timeout", "slow", []), OK))
+    again, listener, calls = sweep_of(tmp_path), Listener(), list[Any]()
+    known = again.measured(again.store.read().records)
+
+    records = again.run(known, {}, 60.0, listener, executing(OK, calls=calls))
+
+    assert [request["cell"]["system"] for request, _, _ in calls] == ["transformer"]
+    assert [record.status for record in records] == ["ok", "ok", "ok"]
+    assert len(again.store.read().records) == 4
+    assert listener.told[0] == "finished retnet again: ok"
+
+
+def test_the_latest_record_of_a_cell_counts(tmp_path: Path) -> None:
+    one = sweep_of(tmp_path)
+    first = one.run({}, {}, 60.0, Listener(), executing(OK, OK, OK))
+
+    broken = replace(first[0], status="error", reason="later")
+
+    assert list(one.measured([*first, broken])) == CELLS[1:]
+    assert list(one.measured([broken, *first])) == CELLS
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"threads": 2},
+        {"dtype": "bf16"},
+        {"seq_len": 65},
+        {"batch_size": 2},
+        {"size": "mini"},
+        {"mem_limit_bytes": 2**30},
+        {"workload": "train"},
+    ],
+)
+def test_another_request_is_another_key(change: dict[str, Any], tmp_path: Path) -> None:
+    one = sweep_of(tmp_path)
+
+    assert one.key(replace(CELLS[0], **change)) != one.key(CELLS[0])
+
+
+def test_other_code_another_environment_or_experiment_is_another_key(tmp_path: Path) -> None:
+    one = sweep_of(tmp_path)
+    others = [
+        sweep_of(tmp_path, code="another version"),
+        sweep_of(tmp_path, fingerprint="another machine"),
+        replace(one, experiment="training"),
+    ]
+
+    assert len({other.key(CELLS[0]) for other in [one, *others]}) == 4
+    assert sweep_of(tmp_path, commit="another").key(CELLS[0]) == one.key(CELLS[0])
+
+
+def test_a_plan_has_a_prediction_for_every_cell_and_says_what_it_could_not_predict(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    messages: list[dict[str, Any]] = [
+        {"predicted": PREDICTION, "problem": None},
+        {"predicted": {}, "problem": "no prediction for it"},
+    ]
+    outcome = Outcome("killed", "killed by SIGKILL", messages)
+    monkeypatch.setattr(isolate, "run_worker", lambda request, threads, timeout_s: outcome)
+
+    predictions, problems = plan.predict(CELLS)
+
+    assert predictions == [PREDICTION, {}, {}]
+    assert problems == ["no prediction for it", "the prediction ended early (killed: killed by SIGKILL)"]
