@@ -5,15 +5,16 @@ model = build("retnet", size="small", vocab_size=32000)
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from models.catalogue import systems
 from models.sizes import SIZES
 
 if TYPE_CHECKING:
+    from models.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
     from models.language_model import LanguageModel
 
-__all__ = ["SIZES", "build", "systems"]
+__all__ = ["SIZES", "CheckpointError", "build", "load_checkpoint", "save_checkpoint", "systems"]
 
 
 def build(system: str, size: str = "small", **options: object) -> "LanguageModel":
@@ -30,3 +31,10 @@ def build(system: str, size: str = "small", **options: object) -> "LanguageModel
     model_class: type[LanguageModel] = import_module(entry.module).MODEL
     shape = {"d_model": SIZES[size].d_model, "n_layers": SIZES[size].n_layers}
     return model_class(model_class.config_class.from_options(system, {**shape, **entry.overrides, **options}))
+
+
+def __getattr__(name: str) -> Any:
+    """What ``models.checkpoint`` defines, imported when first asked for: it needs torch."""
+    if name in ("CheckpointError", "load_checkpoint", "save_checkpoint"):
+        return getattr(import_module("models.checkpoint"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -153,7 +153,8 @@ class LanguageModel(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        empty = torch.empty(config.vocab_size, config.d_model)  # else drawn twice, which on meta imports half of torch
+        self.embedding = nn.Embedding(config.vocab_size, config.d_model, _weight=empty)
         self.layers = nn.ModuleList(Block(config, self.make_mixer()) for _ in range(config.n_layers))
         self.norm = make_norm(config, config.d_model)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)

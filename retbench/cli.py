@@ -29,6 +29,8 @@ def main() -> None:
 
 def make_app() -> typer.Typer:
     """The application, with a verb for every experiment."""
+    from retbench import generate  # imported late: it imports models, which check_packages looks at first
+
     app = typer.Typer(
         help="Measures RetNet against Transformers and regenerates the paper's tables and figures.",
         add_completion=False,
@@ -37,6 +39,7 @@ def make_app() -> typer.Typer:
     )
     app.callback()(_options)
     app.command("list")(_list)
+    app.command("generate", help=generate.__doc__)(generate.command)
     for name, module in experiments().items():
         app.command(name, help=module.__doc__)(module.command)
     return app

@@ -54,11 +54,8 @@ class Grid:
         device = find_device(self.device)
         sizes = [device.default_size()] if self.size == "auto" else choose(self.size, SIZES, "size")
         names = choose(self.systems, known_systems(), "system")
-        dtype = device.default_dtype() if self.dtype == "auto" else _dtype(self.dtype)
-        threads = self.threads or device.default_threads()
-        processors = os.cpu_count() or 1
-        if not 1 <= threads <= processors:
-            raise UsageError(f"--threads {self.threads} is not possible here: 1 to {processors}, or 0 for the default")
+        dtype = device.default_dtype() if self.dtype == "auto" else check_dtype(self.dtype)
+        threads = check_threads(self.threads, device)
         cells = [
             Cell(
                 system=system,
@@ -86,7 +83,15 @@ def check_format(text: str) -> str:
     return text
 
 
-def _dtype(text: str) -> Dtype:
+def check_threads(threads: int, device: Device) -> int:
+    """The threads to use; 0 stands for the device's default."""
+    processors = os.cpu_count() or 1
+    if not 0 <= threads <= processors:
+        raise UsageError(f"--threads {threads} is not possible here: 1 to {processors}, or 0 for the default")
+    return threads or device.default_threads()
+
+
+def check_dtype(text: str) -> Dtype:
     for dtype in get_args(Dtype):
         if dtype == text:
             return dtype  # type: ignore[no-any-return]

@@ -1,6 +1,6 @@
 """Predicted bytes of every cell before anything runs; the prediction itself needs torch and happens in a child."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from retbench import isolate
@@ -12,6 +12,7 @@ Prediction = dict[str, int]
 
 TIMEOUT_S = 600.0
 START_UP_S = 5.0  # a child's imports and weights
+SKIPPING_S = 0.001
 STEPS = 20  # steps at full depth that a good decode measurement takes, all depths and warm-up together
 MARGIN = 1.15  # a prefill is planned for when this many times its time is there
 
@@ -29,18 +30,31 @@ def predict(cells: Sequence[Cell]) -> tuple[list[Prediction], list[str]]:
 
 @dataclass(frozen=True)
 class Share:
-    """What a cell gets of the time: seconds, and why its prefill gets none."""
+    """What a cell gets of the time: seconds in all, those for one prefill, and why its prefill gets none."""
 
     budget_s: float
+    prefill_s: float
     skip_prefill: str | None
 
 
-def share(cells: Sequence[Cell], predictions: Sequence[Prediction], device: Device, left_s: float) -> Share:
+def in_order(cells: Sequence[Cell], predictions: Mapping[Cell, Prediction], device: Device) -> list[Cell]:
+    """The cells as they should run: comparable ones together, the cheap ones of them first, so that these get done."""
+    places: dict[tuple[str, int, int], int] = {}
+    for cell in cells:
+        places.setdefault((cell.size, cell.seq_len, cell.batch_size), len(places))
+
+    def key(cell: Cell) -> tuple[int, float]:
+        return places[cell.size, cell.seq_len, cell.batch_size], sum(_cost(cell, predictions.get(cell, {}), device))
+
+    return sorted(cells, key=key)
+
+
+def share(cells: Sequence[Cell], predictions: Mapping[Cell, Prediction], device: Device, left_s: float) -> Share:
     """The share of the first of the cells that are left, in proportion to what each is expected to take.
 
     Every cell gets its decode steps; prefills are added from the cheapest on, as long as the time lasts.
     """
-    costs = [_cost(cell, prediction, device) for cell, prediction in zip(cells, predictions, strict=True)]
+    costs = [_cost(cell, predictions.get(cell, {}), device) for cell in cells]
     total = sum(decode_s for decode_s, _ in costs)
     affordable = -1.0
     for prefill_s in sorted(prefill_s for _, prefill_s in costs):
@@ -50,19 +64,27 @@ def share(cells: Sequence[Cell], predictions: Sequence[Prediction], device: Devi
         affordable = prefill_s
     decode_s, prefill_s = costs[0]
     if prefill_s <= affordable:
-        return Share(max(left_s, 0) * (decode_s + prefill_s) / total, None)
+        return Share(max(left_s, 0) * (decode_s + prefill_s) / total, prefill_s, None)
     reason = (
         f"would take about {format_duration(prefill_s / MARGIN)} (model), too long for the time left: raise --budget"
     )
-    return Share(max(left_s, 0) * decode_s / total, reason)
+    return Share(max(left_s, 0) * decode_s / total, 0.0, reason)
 
 
 def _cost(cell: Cell, prediction: Prediction, device: Device) -> tuple[float, float]:
-    """Rough seconds of decode with start-up, and of prefill; every byte allocated is written and read again."""
+    """Rough seconds of decode with start-up, and of prefill; every byte allocated is written and read again.
+
+    What does not fit in memory will be skipped in a moment and takes no time from the others.
+    """
     if not prediction:
         return START_UP_S, 0.0
+    free = device.free_bytes()
+    if prediction["peak_memory_bytes"] > free:
+        return SKIPPING_S, 0.0
     bytes_per_s, flops_per_s = device.bytes_per_s * cell.threads, device.flops_per_s * cell.threads
     step_s = (prediction["step_bytes"] + 2 * prediction["step_allocated_bytes"]) / bytes_per_s
     flops = 2 * prediction["parameters"] * cell.batch_size * cell.seq_len
     prefill_s = flops / flops_per_s + 2 * prediction["prefill_allocated_bytes"] / bytes_per_s
+    if prediction["prefill_peak_memory_bytes"] > free:
+        prefill_s = 0.0
     return START_UP_S + STEPS * step_s, MARGIN * prefill_s

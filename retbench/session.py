@@ -10,6 +10,7 @@ from rich.console import Console
 
 from retbench import plan
 from retbench.devices import Device
+from retbench.errors import UsageError
 from retbench.plan import Prediction
 from retbench.progress import Progress
 from retbench.quantities import format_bytes, format_duration
@@ -111,7 +112,10 @@ class Session:
         from retbench.report.figures import save
 
         folder = self.out / "reports" / self.experiment
-        drawn = [file for stem, figure in report.figures(records).items() for file in save(figure, folder, stem)]
+        try:
+            drawn = [file for stem, figure in report.figures(records).items() for file in save(figure, folder, stem)]
+        except OSError as error:
+            raise UsageError(f"cannot write figures to {folder}: {error.strerror or error}") from error
         self._say(console, f"records: {path}")
         if drawn:
             self._say(console, f"figures: {', '.join(str(file) for file in drawn)}")

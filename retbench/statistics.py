@@ -38,7 +38,9 @@ def slope_interval(positions: Sequence[int], groups: Sequence[Sequence[Sequence[
 
     def slope(medians: np.ndarray) -> np.ndarray:
         centred = np.asarray(positions, dtype=float) - np.mean(positions)
-        return np.asarray(centred @ medians / (centred @ centred))
+        # Not @: BLAS would take its buffers from the memory that the cell may allocate.
+        products = np.einsum("p,p...->...", centred, medians)
+        return np.asarray(products / np.square(centred).sum())
 
     resampled = np.stack([np.median(_resampled(at, seed), axis=1) for seed, at in enumerate(groups)])
     slopes = slope(resampled)

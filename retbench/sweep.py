@@ -66,20 +66,19 @@ class Sweep:
 
         The time is shared out over the cells that are left; one that ends early leaves more to the others.
         """
-        todo = [cell for cell in self.cells if cell not in known]
-        records = []
-        for cell in self.cells:
-            if cell in known:
-                record = known[cell]
-            else:
-                listener.started(cell, deadline.left_s)
-                share = plan.share(todo, [predictions.get(some, {}) for some in todo], self.device, deadline.left_s)
-                record = self._measure(cell, predictions.get(cell, {}), share, execute)
-                self.store.append(record)
-                todo.remove(cell)
-            listener.finished(record, reused=cell in known)
-            records.append(record)
-        return records
+        records = dict(known)
+        for record in known.values():
+            listener.finished(record, reused=True)
+        todo = plan.in_order([cell for cell in self.cells if cell not in known], predictions, self.device)
+        while todo:
+            cell = todo[0]
+            listener.started(cell, deadline.left_s)
+            share = plan.share(todo, predictions, self.device, deadline.left_s)
+            records[cell] = self._measure(cell, predictions.get(cell, {}), share, execute)
+            self.store.append(records[cell])
+            listener.finished(records[cell], reused=False)
+            todo = todo[1:]
+        return [records[cell] for cell in self.cells]
 
     def _measure(
         self,

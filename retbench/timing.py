@@ -25,7 +25,7 @@ class Deadline:
     """A moment after which nothing new is started."""
 
     seconds: float
-    started: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=lambda: time.monotonic())
 
     @property
     def left_s(self) -> float:
@@ -34,6 +34,22 @@ class Deadline:
     def fraction(self, share: float) -> "Deadline":
         """A deadline at ``share`` of what is left."""
         return Deadline(share * max(self.left_s, 0.0))
+
+
+class Stopwatch:
+    """Seconds between calls of ``lap``, the first one since it was made, the device idle at each."""
+
+    def __init__(self, device: Device) -> None:
+        self.laps_s: list[float] = []
+        self._device = device
+        self._device.synchronize()
+        self._last = time.perf_counter()
+
+    def lap(self) -> None:
+        self._device.synchronize()
+        now = time.perf_counter()
+        self.laps_s.append(now - self._last)
+        self._last = now
 
 
 def sample(run: Callable[[], object], device: Device) -> Sample:

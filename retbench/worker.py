@@ -7,8 +7,10 @@ import ctypes
 import json
 import os
 import resource
+import select
 import signal
 import sys
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,19 +20,20 @@ from retbench.spec import Cell
 from retbench.timing import Deadline
 
 PR_SET_PDEATHSIG = 1
-OUT_OF_MEMORY = (  # how torch, C++, the kernel, oneDNN, Python and cuBLAS say it, in lower case
+OUT_OF_MEMORY = (  # how torch, C++, the kernel, oneDNN, OpenBLAS, Python and cuBLAS say it, in lower case
     "out of memory",
     "can't allocate memory",
     "bad_alloc",
     "cannot allocate memory",
     "could not create a memory object",
+    "memory allocation still failed",
     "memoryerror",
     "cublas_status_alloc_failed",
 )
 
 
 def main(descriptor: int) -> None:
-    _die_with_parent()
+    _die_with_parent(descriptor)
     os.set_inheritable(descriptor, False)  # a grandchild that lives on must not keep the pipe open
     request = json.loads(sys.stdin.readline())
 
@@ -45,7 +48,7 @@ def main(descriptor: int) -> None:
         send({"done": _failure(error)})
 
 
-def _measure(request: dict[str, Any]):  # type: ignore[no-untyped-def]
+def _measure(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Parts of the record of one cell."""
     deadline = Deadline(request["budget_s"])
     import torch
@@ -55,6 +58,7 @@ def _measure(request: dict[str, Any]):  # type: ignore[no-untyped-def]
 
     cell = Cell(**request["cell"])
     device = find_device(cell.device)
+    workload = import_module(f"retbench.measure.{cell.workload}")  # before the limit, which is for the cell alone
     torch.set_num_threads(cell.threads)
     torch.set_default_dtype(TORCH_DTYPES[cell.dtype])
     if cell.mem_limit_bytes is not None:
@@ -62,10 +66,10 @@ def _measure(request: dict[str, Any]):  # type: ignore[no-untyped-def]
     with torch.inference_mode(), torch.device(cell.device):
         model = build(cell.system, cell.size, seed=cell.seed)
         yield {"cell": {"backend": model.backend, "form": model.decode_form}}
-        workload = import_module(f"retbench.measure.{cell.workload}")
         usage = resource.getrusage(resource.RUSAGE_SELF)
         steal = _steal_ticks()
-        yield from workload.measure(model, Task(cell, device, deadline, request["predicted"], request["skip_prefill"]))
+        given = {name: request[name] for name in ("predicted", "prefill_s", "skip_prefill")}
+        yield from workload.measure(model, Task(cell, device, deadline, **given))
     after = resource.getrusage(resource.RUSAGE_SELF)
     yield {
         "notes": {
@@ -76,7 +80,7 @@ def _measure(request: dict[str, Any]):  # type: ignore[no-untyped-def]
     }
 
 
-def _predict(request: dict[str, Any]):  # type: ignore[no-untyped-def]
+def _predict(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The predicted bytes of every cell, in order; a cell that cannot be predicted does not stop the others."""
     from retbench.measure.predict import predict
 
@@ -100,10 +104,14 @@ def _failure(error: Exception) -> dict[str, str]:
     return {"status": "error", "reason": f"{type(error).__name__}: {text.splitlines()[0]}"}
 
 
-def _die_with_parent() -> None:
+def _die_with_parent(descriptor: int) -> None:
     """Asks Linux to kill this process when its parent dies: an orphan would load the machine unseen."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        pipe = select.poll()
+        pipe.register(descriptor, 0)
+        if pipe.poll(0):  # an error is always told: nobody reads the pipe, the parent had died before
+            sys.exit("the parent is gone")
 
 
 def _steal_ticks() -> int:

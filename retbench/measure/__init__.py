@@ -26,7 +26,8 @@ class Task:
     device: Device
     deadline: Deadline
     predicted: dict[str, int]
-    skip_prefill: str | None = None  # why the plan has no time for it
+    prefill_s: float = 0.0  # what the plan sets apart for one prefill
+    skip_prefill: str | None = None  # or why it has no time for it
     generator: torch.Generator = field(init=False)
 
     def __post_init__(self) -> None:

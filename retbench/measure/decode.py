@@ -52,7 +52,7 @@ def measure(model: LanguageModel, task: Task) -> Parts:
     seq_len = task.cell.seq_len
     depths = [Depth(context) for context in sorted({1, seq_len // 4, seq_len // 2, seq_len} - {0}, reverse=True)]
     ahead = prefill.forecast(model, task)
-    reserved_s = 0.0 if ahead.skipped else ahead.expected_s
+    reserved_s = 0.0 if ahead.skipped else max(ahead.expected_s, task.prefill_s)
     yield _time(model, task, depths, Deadline(max(task.deadline.left_s - reserved_s, 0.0)).fraction(DECODE_SHARE))
     yield _memory(model, task, depths)
     yield from prefill.measure_forecast(model, task, ahead)

@@ -13,6 +13,7 @@ from retbench.timing import Sample, rate, sample, warm_up
 
 SHORT = 512  # prompts up to this length are warmed up whole; longer ones by prefixes that foretell their time
 MINIMUM_FOR_INTERVAL = 3
+SAMPLES_SHARE = 0.8  # of the time that is left; the rest is for memory
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,8 @@ def _warm_up(model: LanguageModel, task: Task) -> tuple[list[Sample], float]:
 
 def _samples(model: LanguageModel, task: Task, expected_s: float) -> list[Sample]:
     """Repeats with different prompts until the median is precise or another one would end too late."""
-    samples: list[Sample] = []
-    while not samples or (expected_s < task.deadline.left_s and not _precise(samples)):
+    deadline, samples = task.deadline.fraction(SAMPLES_SHARE), list[Sample]()
+    while not samples or (expected_s < deadline.left_s and not _precise(samples)):
         prompt = _prompt(model, task, task.cell.seq_len)
         samples.append(sample(partial(model.prefill, prompt), task.device))
     return samples

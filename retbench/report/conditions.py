@@ -5,6 +5,8 @@ from typing import Any
 
 from retbench.record import Record
 
+TOLERATED_LOAD = 0.5  # above the threads of the cell itself
+
 
 def measured_words(records: Sequence[Record]) -> str:
     """Device, dtype, threads, versions, seed, commit and number of samples; several values stand side by side."""
@@ -27,6 +29,18 @@ def hardware_words(records: Sequence[Record]) -> str:
         _values("{}", records, lambda record: f"{record.cell.threads} thread{'s' * (record.cell.threads != 1)}"),
     ]
     return ", ".join(part for part in parts if part)
+
+
+def disturbance_words(records: Sequence[Record]) -> tuple[str, ...]:
+    """A warning where other processes ran beside the measured ones: their share of the load average."""
+    others = [record.notes.get("load_average", 0.0) - record.cell.threads for record in records]
+    if max(others) <= TOLERATED_LOAD:
+        return ()
+    busy = sum(other > TOLERATED_LOAD for other in others)
+    return (
+        f"DISTURBED: other processes ran beside {busy} of {len(records)} cells (load average up to {max(others):.1f} "
+        "above the measured threads); timings and ratios are unreliable: measure with --fresh on a quiet machine",
+    )
 
 
 def _hardware(record: Record) -> str:

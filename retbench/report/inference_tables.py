@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from retbench.record import Record
-from retbench.report.conditions import measured_words
+from retbench.report.conditions import disturbance_words, measured_words
 from retbench.report.frame import BASELINE, CHALLENGER, METRICS, SETTING, headline_group, rows, to_frame
 from retbench.report.numbers import ABSENT, memory_unit, ratio, significant, with_interval
 from retbench.report.paper import QUANTITIES, Paper, Quantity
@@ -278,7 +278,9 @@ def _shortened(reason: str) -> str:
 
 
 def _conditions(records: Sequence[Record]) -> tuple[str, ...]:
-    return (f"measured on {measured_words(records)}",) if records else ("no records",)
+    if not records:
+        return ("no records",)
+    return (f"measured on {measured_words(records)}", *disturbance_words(records))
 
 
 def _cell(row: Row) -> str:

@@ -196,3 +196,11 @@ def test_the_slope_is_about_zero_for_retnet_and_positive_for_a_cache() -> None:
     assert shown(table, "retnet")["tpot_slope_ms_per_1k_tokens"] == "0"
     assert float(shown(table, "transformer")["tpot_slope_ms_per_1k_tokens"]) > 1
     assert shown(table, "retnet")["tpot_slope_ms_per_1k_tokens_low"] == "-0.0200 to 0.0300"
+
+
+def test_a_footnote_warns_when_other_processes_ran_beside_a_cell() -> None:
+    quiet = [replace(one, notes={"load_average": 2.1}) for one in sweep()]
+    busy = [*quiet[1:], replace(quiet[0], notes={"load_average": 3.4})]
+
+    assert not any("DISTURBED" in note for note in inference_table(quiet, PAPER).footnotes)
+    assert any("1 of 8 cells (load average up to 1.4" in note for note in inference_table(busy, PAPER).footnotes)

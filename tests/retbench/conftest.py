@@ -1,4 +1,4 @@
-"""What the tests of the harness share: processes and their end, one thread for torch, a stand-in for children."""
+"""What the tests of the harness share: processes and their end, torch on one thread, a clock and children to order."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from retbench import isolate
+from retbench import isolate, timing
 from retbench.isolate import Outcome
 
 
@@ -38,13 +38,43 @@ def one_thread() -> Iterator[None]:
     torch.set_default_dtype(dtype)
 
 
+@dataclass
+class Clock:
+    """Stands in for the time module of ``timing``: moves when told to, its CPU clock at half the speed."""
+
+    now_ns: int = 0
+    synchronized_at: list[int] = field(default_factory=list)
+
+    def perf_counter_ns(self) -> int:
+        return self.now_ns
+
+    def process_time_ns(self) -> int:
+        return self.now_ns // 2
+
+    def monotonic(self) -> float:
+        return self.now_ns / 1e9
+
+    def synchronize(self) -> None:
+        """A device's part: notes when it was called."""
+        self.synchronized_at.append(self.now_ns)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    stand_in = Clock()
+    monkeypatch.setattr(timing, "time", stand_in)
+    return stand_in
+
+
 PREDICTION = {
     "parameters": 1000,
     "weights_bytes": 4000,
     "state_bytes": 200,
     "step_bytes": 4100,
+    "step_allocated_bytes": 800,
     "peak_memory_bytes": 5000,
     "prefill_peak_memory_bytes": 9000,
+    "prefill_allocated_bytes": 20_000,
 }
 MEASURED: dict[str, Any] = {
     "metrics": {

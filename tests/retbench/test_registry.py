@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from retbench import registry
 from retbench.environment import ROOT
 from retbench.errors import UsageError
 from retbench.registry import check_packages, choose, experiments
@@ -73,13 +72,13 @@ def test_another_package_of_that_name_is_refused_with_both_places(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     foreign = SimpleNamespace(__file__=str(tmp_path / "models" / "__init__.py"))
-    monkeypatch.setitem(sys.modules, "models", foreign)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "models", foreign)
 
     with pytest.raises(UsageError) as caught:
         check_packages()
 
     assert str(tmp_path / "models") in str(caught.value)
-    assert str(registry.ROOT / "models") in str(caught.value)
+    assert str(ROOT / "models") in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["models", "experiments"])

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast, get_args
@@ -43,9 +42,11 @@ class Listener:
 
 @dataclass
 class FakeDevice:
-    """A device of which the sweep asks nothing but its free memory."""
+    """A device of which a sweep asks its free memory and rough speed."""
 
     free: int = 10**12
+    flops_per_s: float = 1e11
+    bytes_per_s: float = 1e10
 
     def free_bytes(self) -> int:
         return self.free
@@ -72,7 +73,7 @@ def executing(*outcomes: Outcome, calls: list[Any] | None = None) -> Callable[[d
 def test_a_cell_that_fails_becomes_a_record_and_the_sweep_goes_on(status: Status, tmp_path: Path) -> None:
     one, listener = sweep_of(tmp_path), Listener()
 
-    records = one.run({}, {}, 60.0, listener, executing(OK, Outcome(status, "in words", []), OK))
+    records = one.run({}, {}, Deadline(60.0), listener, executing(OK, Outcome(status, "in words", []), OK))
 
     assert [record.status for record in records] == ["ok", status, "ok"]
     assert [record.reason for record in records] == [None, "in words", None]
@@ -92,7 +93,7 @@ def test_a_record_is_on_disk_before_the_next_cell_starts(tmp_path: Path) -> None
         stored.append(len(one.store.read().records))
         return OK
 
-    one.run({}, {}, 60.0, Listener(), execute)
+    one.run({}, {}, Deadline(60.0), Listener(), execute)
 
     assert stored == [0, 1, 2]
 
@@ -106,7 +107,7 @@ def test_an_interrupt_loses_the_cell_in_flight_alone(tmp_path: Path) -> None:
         return OK
 
     with pytest.raises(KeyboardInterrupt):
-        one.run({}, {}, 60.0, Listener(), execute)
+        one.run({}, {}, Deadline(60.0), Listener(), execute)
 
     assert [record.cell.system for record in one.store.read().records] == ["retnet"]
 
@@ -115,25 +116,25 @@ def test_a_child_gets_its_cell_its_prediction_and_a_share_of_the_budget(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[Any] = []
-    monkeypatch.setattr(timing, "time", SimpleNamespace(monotonic=lambda: 0.0))
-    monkeypatch.setattr(sweep, "Deadline", partial(Deadline, started=0.0))  # a clock that stands still
+    monkeypatch.setattr(timing, "time", SimpleNamespace(monotonic=lambda: 0.0))  # a clock that stands still
+    predictions = dict.fromkeys(CELLS, PREDICTION)
 
-    sweep_of(tmp_path).run({}, {CELLS[0]: PREDICTION}, 60.0, Listener(), executing(OK, OK, OK, calls=calls))
+    sweep_of(tmp_path).run({}, predictions, Deadline(60.0), Listener(), executing(OK, OK, OK, calls=calls))
 
     (first, threads, timeout_s), (second, _, _), (third, _, _) = calls
     assert (first["task"], first["cell"], first["predicted"]) == ("measure", asdict(CELLS[0]), PREDICTION)
-    assert second["predicted"] == {}
+    assert first["skip_prefill"] is None
     assert threads == CELLS[0].threads
-    assert first["budget_s"] == 20  # a third of the whole
-    assert second["budget_s"] == 30  # half of what the first, which ended at once, has left
-    assert third["budget_s"] == 60
+    assert first["budget_s"] == pytest.approx(20)  # a third of the whole
+    assert second["budget_s"] == pytest.approx(30)  # half of what the first, which ended at once, has left
+    assert third["budget_s"] == pytest.approx(60)
     assert timeout_s > first["budget_s"]
 
 
 def test_a_budget_that_is_used_up_leaves_no_time_but_every_cell_still_runs(tmp_path: Path) -> None:
     calls: list[Any] = []
 
-    sweep_of(tmp_path).run({}, {}, 1e-9, Listener(), executing(OK, OK, OK, calls=calls))
+    sweep_of(tmp_path).run({}, {}, Deadline(-1.0), Listener(), executing(OK, OK, OK, calls=calls))
 
     assert [request["budget_s"] for request, _, _ in calls] == [0, 0, 0]
     assert all(timeout_s >= sweep.START_UP_S for _, _, timeout_s in calls)
@@ -144,7 +145,7 @@ def test_a_cell_above_the_free_memory_is_skipped_with_its_predicted_bytes(tmp_pa
     large = {**PREDICTION, "peak_memory_bytes": 3 * 2**30}
     one = sweep_of(tmp_path, free=2**30)
 
-    records = one.run({}, {CELLS[1]: large}, 60.0, Listener(), executing(OK, OK, calls=calls))
+    records = one.run({}, {CELLS[1]: large}, Deadline(60.0), Listener(), executing(OK, OK, calls=calls))
 
     assert [record.status for record in records] == ["ok", "skipped", "ok"]
     assert records[1].reason == f"predicted to need {format_bytes(3 * 2**30)}, {format_bytes(2**30)} are free"
@@ -156,7 +157,9 @@ def test_a_cell_above_the_free_memory_is_skipped_with_its_predicted_bytes(tmp_pa
 def test_a_cell_that_just_fits_or_was_not_predicted_is_tried(tmp_path: Path) -> None:
     exact = {**PREDICTION, "peak_memory_bytes": 2**30}
 
-    records = sweep_of(tmp_path, free=2**30).run({}, {CELLS[1]: exact}, 60.0, Listener(), executing(OK, OK, OK))
+    records = sweep_of(tmp_path, free=2**30).run(
+        {}, {CELLS[1]: exact}, Deadline(60.0), Listener(), executing(OK, OK, OK)
+    )
 
     assert [record.status for record in records] == ["ok", "ok", "ok"]
 
@@ -170,7 +173,11 @@ def test_a_record_holds_what_the_child_sent_and_under_what_conditions(tmp_path: 
     }
 
     record, *_ = sweep_of(tmp_path).run(
-        {}, {CELLS[0]: PREDICTION}, 60.0, Listener(), executing(Outcome("ok", None, [MEASURED, more]), OK, OK)
+        {},
+        dict.fromkeys(CELLS, PREDICTION),
+        Deadline(60.0),
+        Listener(),
+        executing(Outcome("ok", None, [MEASURED, more]), OK, OK),
     )
 
     assert record.cell == replace(CELLS[0], backend="torch", form="recurrent")
@@ -185,18 +192,18 @@ def test_a_record_holds_what_the_child_sent_and_under_what_conditions(tmp_path: 
 
 def test_what_a_child_measured_before_it_died_is_kept(tmp_path: Path) -> None:
     records = sweep_of(tmp_path).run(
-        {}, {}, 60.0, Listener(), executing(Outcome("oom", "in prefill", [MEASURED]), OK, OK)
+        {}, {}, Deadline(60.0), Listener(), executing(Outcome("oom", "in prefill", [MEASURED]), OK, OK)
     )
 
     assert (records[0].status, records[0].metrics["tpot_ms"]) == ("oom", 2.0)
 
 
 def test_a_cell_with_an_ok_record_is_not_measured_again(tmp_path: Path) -> None:
-    sweep_of(tmp_path).run({}, {}, 60.0, Listener(), executing(OK, Outcome("timeout", "slow", []), OK))
+    sweep_of(tmp_path).run({}, {}, Deadline(60.0), Listener(), executing(OK, Outcome("timeout", "slow", []), OK))
     again, listener, calls = sweep_of(tmp_path), Listener(), list[Any]()
     known = again.measured(again.store.read().records)
 
-    records = again.run(known, {}, 60.0, listener, executing(OK, calls=calls))
+    records = again.run(known, {}, Deadline(60.0), listener, executing(OK, calls=calls))
 
     assert [request["cell"]["system"] for request, _, _ in calls] == ["transformer"]
     assert [record.status for record in records] == ["ok", "ok", "ok"]
@@ -206,7 +213,7 @@ def test_a_cell_with_an_ok_record_is_not_measured_again(tmp_path: Path) -> None:
 
 def test_the_latest_record_of_a_cell_counts(tmp_path: Path) -> None:
     one = sweep_of(tmp_path)
-    first = one.run({}, {}, 60.0, Listener(), executing(OK, OK, OK))
+    first = one.run({}, {}, Deadline(60.0), Listener(), executing(OK, OK, OK))
 
     broken = replace(first[0], status="error", reason="later")
 

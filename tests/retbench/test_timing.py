@@ -1,65 +1,32 @@
 """Warm-up ends when the time has settled, deadlines end the rest, and a rate of nothing is an error; no real clock."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
 from typing import cast
 
 import pytest
 
-from retbench import timing
 from retbench.devices import Device
 from retbench.timing import MAX_WARM_UP, Deadline, Sample, rate, sample, warm_up
+from tests.retbench.conftest import Clock
 
 
-@dataclass
-class Clock:
-    """Stands in for the time module: moves when told to, its CPU clock at half the speed."""
-
-    now_ns: int = 0
-    synchronized_at: list[int] = field(default_factory=list)
-
-    def perf_counter_ns(self) -> int:
-        return self.now_ns
-
-    def process_time_ns(self) -> int:
-        return self.now_ns // 2
-
-    def monotonic(self) -> float:
-        return self.now_ns / 1e9
-
-    def synchronize(self) -> None:
-        """The device's part: notes when it was called."""
-        self.synchronized_at.append(self.now_ns)
-
-    def calls(self, durations: Iterable[int]) -> "Calls":
-        return Calls(self, iter(durations))
-
-
-@dataclass
-class Calls:
+def calls(clock: Clock, durations: Iterable[int]) -> Callable[[], None]:
     """A function whose calls take these nanoseconds, one after the other."""
+    left = iter(durations)
 
-    clock: Clock
-    durations: Iterable[int]
+    def call() -> None:
+        clock.now_ns += next(left)
 
-    def __call__(self) -> None:
-        self.clock.now_ns += next(iter(self.durations))
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    stand_in = Clock()
-    monkeypatch.setattr(timing, "time", stand_in)
-    return stand_in
+    return call
 
 
 def warmed(clock: Clock, durations: Iterable[int], seconds: float = 3600.0) -> list[int]:
-    samples = warm_up(clock.calls(durations), cast(Device, clock), Deadline(seconds, started=clock.monotonic()))
+    samples = warm_up(calls(clock, durations), cast(Device, clock), Deadline(seconds))
     return [one.wall_ns for one in samples]
 
 
 def test_a_sample_holds_wall_and_cpu_time_from_idle_to_idle(clock: Clock) -> None:
-    one = sample(clock.calls([1000]), cast(Device, clock))
+    one = sample(calls(clock, [1000]), cast(Device, clock))
 
     assert one == Sample(wall_ns=1000, cpu_ns=500)
     assert clock.synchronized_at == [0, 1000]
@@ -73,7 +40,7 @@ def test_work_that_is_only_submitted_counts_until_the_device_is_idle(
 
     monkeypatch.setattr(clock, "synchronize", finish)
 
-    assert sample(clock.calls([10]), cast(Device, clock)).wall_ns == 510
+    assert sample(calls(clock, [10]), cast(Device, clock)).wall_ns == 510
 
 
 def test_a_slow_start_is_discarded_and_its_first_call_kept(clock: Clock) -> None:
@@ -109,7 +76,7 @@ def test_warm_up_ends_at_the_deadline_after_one_call(clock: Clock) -> None:
 
 
 def test_a_deadline_tells_what_is_left_and_shares_it_out(clock: Clock) -> None:
-    deadline = Deadline(10.0, started=clock.monotonic())
+    deadline = Deadline(10.0)
     clock.now_ns += 4 * 10**9
 
     assert deadline.left_s == 6.0
@@ -117,7 +84,7 @@ def test_a_deadline_tells_what_is_left_and_shares_it_out(clock: Clock) -> None:
 
 
 def test_a_deadline_that_has_passed_has_nothing_to_share(clock: Clock) -> None:
-    deadline = Deadline(10.0, started=clock.monotonic())
+    deadline = Deadline(10.0)
     clock.now_ns += 14 * 10**9
 
     assert deadline.left_s == -4.0

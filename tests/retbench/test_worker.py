@@ -16,13 +16,20 @@ from retbench.environment import ROOT
 from retbench.spec import Cell
 from tests.retbench.conftest import wait_for_end
 
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="the kernel's signal on a parent's death is Linux's")
 CELL = Cell("retnet", "tiny", "decode", seq_len=16, batch_size=2, dtype="fp32", device="cpu", threads=1)
+
+
+def asking_for(cell: dict[str, Any], budget_s: float) -> dict[str, Any]:
+    """The request of a sweep that has predicted nothing."""
+    share = {"budget_s": budget_s, "prefill_s": 0.0, "skip_prefill": None}
+    return {"task": "measure", "cell": cell, "predicted": {}, **share}
 
 
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets the worker's main function run here without tying the test to the life of its parent."""
-    monkeypatch.setattr(worker, "_die_with_parent", lambda: None)
+    monkeypatch.setattr(worker, "_die_with_parent", lambda descriptor: None)
 
 
 def run_here(request: dict[str, Any]) -> list[dict[str, Any]]:
@@ -89,7 +96,7 @@ def test_a_grandchild_does_not_inherit_the_pipe(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.usefixtures("in_this_process", "one_thread")
 def test_a_measured_cell_says_how_it_was_computed_and_under_what_load() -> None:
-    messages = run_here({"task": "measure", "cell": asdict(CELL), "budget_s": 0.5, "predicted": {}})
+    messages = run_here(asking_for(asdict(CELL), budget_s=0.5))
 
     assert messages[0] == {"cell": {"backend": "torch", "form": "recurrent"}}
     assert messages[-1] == {"done": {"status": "ok", "reason": None}}
@@ -123,18 +130,36 @@ def test_a_cell_that_cannot_be_predicted_does_not_stop_the_others() -> None:
 def test_a_cell_that_cannot_run_says_why(change: dict[str, Any], status: str, reason: str) -> None:
     cell = {**asdict(CELL), **change}
 
-    outcome = isolate.run_worker(
-        {"task": "measure", "cell": cell, "budget_s": 1.0, "predicted": {}}, threads=1, timeout_s=120
-    )
+    outcome = isolate.run_worker(asking_for(cell, budget_s=1.0), threads=1, timeout_s=120)
 
     assert outcome.status == status
     assert reason in str(outcome.reason)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's signal on a parent's death is Linux's")
+@on_linux
+def test_a_worker_whose_parent_died_before_it_could_ask_ends_at_once() -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+
+    done = subprocess.run(
+        [sys.executable, "-m", "retbench.worker", str(write_end)],
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        pass_fds=[write_end],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    os.close(write_end)
+
+    assert (done.returncode, done.stderr) == (1, "the parent is gone\n")
+
+
+@on_linux
 def test_a_worker_dies_with_its_parent() -> None:
     # The parent kills itself once its child, which would sleep for ten minutes, has asked to die with it.
-    child = "from retbench.worker import _die_with_parent; _die_with_parent(); print('ready', flush=True); "
+    child = "from retbench.worker import _die_with_parent; _die_with_parent(1); print('ready', flush=True); "
     child += "import time; time.sleep(600)"
     parent = (
         "import os, signal, subprocess, sys; "

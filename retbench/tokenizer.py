@@ -1,0 +1,88 @@
+"""Text to token ids and back: the tokenizer in a checkpoint's folder, or bytes where there is none."""
+
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Protocol
+
+from retbench.errors import UsageError
+
+
+class Tokenizer(Protocol):
+    """What generation and evaluation need of a tokenizer."""
+
+    vocab_size: int
+    eos: int | None  # the id that ends a text
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, ids: list[int]) -> str:
+        """Ids that are not text yet, such as half a character, come out as replacement characters."""
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """tokenizer.json, else tokenizer.model (SentencePiece), else UTF-8 bytes."""
+    if (folder / "tokenizer.json").exists():
+        return JsonTokenizer(folder / "tokenizer.json")
+    if (folder / "tokenizer.model").exists():
+        return SentencePieceTokenizer(folder / "tokenizer.model")
+    return ByteTokenizer()
+
+
+class JsonTokenizer:
+    """A tokenizer.json of the ``tokenizers`` library."""
+
+    def __init__(self, path: Path) -> None:
+        tokenizers = _needed("tokenizers", path)
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception for a file that is none of its own
+            raise UsageError(f"{path} is no tokenizer: {error}") from error
+        self.vocab_size: int = self._tokenizer.get_vocab_size()
+        ends = (self._tokenizer.token_to_id(token) for token in ("</s>", "<|endoftext|>", "<|im_end|>", "<|eot_id|>"))
+        self.eos: int | None = next((end for end in ends if end is not None), None)
+
+    def encode(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text).ids)
+
+    def decode(self, ids: list[int]) -> str:
+        return str(self._tokenizer.decode(ids))
+
+
+class SentencePieceTokenizer:
+    """A tokenizer.model of SentencePiece; texts begin with BOS, as Llama's and RetNet's do."""
+
+    def __init__(self, path: Path) -> None:
+        sentencepiece = _needed("sentencepiece", path)
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        except (OSError, RuntimeError) as error:
+            raise UsageError(f"{path} is no SentencePiece model: {' '.join(str(error).split())}") from error
+        self.vocab_size: int = self._processor.vocab_size()
+        self.eos: int | None = self._processor.eos_id() if self._processor.eos_id() >= 0 else None
+
+    def encode(self, text: str) -> list[int]:
+        return list(self._processor.encode(text, add_bos=self._processor.bos_id() >= 0))
+
+    def decode(self, ids: list[int]) -> str:
+        return str(self._processor.decode(ids))
+
+
+class ByteTokenizer:
+    """UTF-8 bytes as ids 0 to 255; ids above are no text."""
+
+    vocab_size = 256
+    eos: int | None = None
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, ids: list[int]) -> str:
+        return bytes(token for token in ids if token < 256).decode(errors="replace")
+
+
+def _needed(package: str, path: Path) -> ModuleType:
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise UsageError(f"{path} needs the package {package}: pip install 'retbench[text]'") from error

@@ -1,0 +1,128 @@
+"""The plan shares time out: every cell gets its decode steps, prefills are added from the cheapest on."""
+
+from dataclasses import dataclass, replace
+from typing import cast
+
+import pytest
+
+from retbench.devices import Device
+from retbench.plan import START_UP_S, Prediction, in_order, share
+from retbench.spec import Cell
+from tests.retbench.conftest import PREDICTION
+
+CELL = Cell("retnet", "tiny", "decode", seq_len=64, batch_size=1, dtype="fp32", device="cpu", threads=1)
+
+
+@dataclass
+class FakeDevice:
+    """A device with a rough speed and a memory."""
+
+    free: int = 2**30
+    flops_per_s: float = 1e11
+    bytes_per_s: float = 1e9
+
+    def free_bytes(self) -> int:
+        return self.free
+
+
+DEVICE = cast(Device, FakeDevice())
+
+
+def costing(step_bytes: int = 0, prefill_bytes: int = 0, peak: int = 0) -> Prediction:
+    """The prediction of a cell whose step moves and whose prefill allocates these bytes."""
+    moved = {"step_bytes": step_bytes, "step_allocated_bytes": 0, "prefill_allocated_bytes": prefill_bytes}
+    return {**PREDICTION, "parameters": 0, **moved, "peak_memory_bytes": peak}
+
+
+def cells(*systems: str) -> list[Cell]:
+    return [replace(CELL, system=system) for system in systems]
+
+
+def test_cells_that_cost_the_same_get_the_same() -> None:
+    two = cells("a", "b")
+
+    first = share(two, dict.fromkeys(two, costing()), DEVICE, left_s=60.0)
+
+    assert first.budget_s == pytest.approx(30)
+    assert first.skip_prefill is None
+
+
+def test_a_dear_cell_gets_more_than_a_cheap_one() -> None:
+    dear, cheap = cells("dear", "cheap")
+    predictions = {dear: costing(step_bytes=10**9), cheap: costing()}
+
+    to_dear = share([dear, cheap], predictions, DEVICE, left_s=60.0)
+    to_cheap = share([cheap, dear], predictions, DEVICE, left_s=60.0)
+
+    assert to_dear.budget_s > to_cheap.budget_s > START_UP_S
+    assert to_dear.budget_s + to_cheap.budget_s == pytest.approx(60)
+
+
+def test_the_last_cell_gets_all_that_is_left() -> None:
+    assert share([CELL], {CELL: costing()}, DEVICE, left_s=17.0).budget_s == pytest.approx(17)
+
+
+def test_a_prefill_that_there_is_no_time_for_is_skipped_in_words_and_a_cheaper_one_is_not() -> None:
+    dear, cheap = cells("dear", "cheap")
+    predictions = {dear: costing(prefill_bytes=10**12), cheap: costing(prefill_bytes=10**8)}
+
+    to_dear = share([dear, cheap], predictions, DEVICE, left_s=60.0)
+    to_cheap = share([cheap, dear], predictions, DEVICE, left_s=60.0)
+
+    assert to_cheap.skip_prefill is None
+    assert to_cheap.prefill_s > 0
+    assert "would take about" in str(to_dear.skip_prefill)
+    assert "(model)" in str(to_dear.skip_prefill)
+    assert "--budget" in str(to_dear.skip_prefill)
+    assert to_dear.prefill_s == 0
+
+
+@pytest.mark.parametrize("left_s", [0.0, -5.0])
+def test_when_the_time_is_over_there_is_no_prefill_and_no_negative_share(left_s: float) -> None:
+    late = share([CELL], {CELL: costing(prefill_bytes=10**6)}, DEVICE, left_s)
+
+    assert late.budget_s == 0
+    assert late.skip_prefill
+
+
+def test_a_cell_without_a_prediction_still_gets_its_share() -> None:
+    two = cells("a", "b")
+
+    assert share(two, {}, DEVICE, left_s=60.0).budget_s == pytest.approx(30)
+
+
+def test_a_cell_that_will_not_fit_takes_no_time_from_the_others() -> None:
+    fits, too_large = cells("fits", "too large")
+    predictions = {fits: costing(), too_large: costing(step_bytes=10**13, prefill_bytes=2**62, peak=2**62)}
+
+    assert share([fits, too_large], predictions, DEVICE, left_s=60.0).budget_s == pytest.approx(60, rel=0.01)
+    assert share([too_large], predictions, DEVICE, left_s=60.0).budget_s >= 0
+
+
+def test_a_prefill_that_will_not_fit_takes_no_time_from_the_others() -> None:
+    one, other = cells("one", "other")
+    predictions = {one: costing(), other: {**costing(prefill_bytes=2**62), "prefill_peak_memory_bytes": 2**62}}
+
+    assert share([one, other], predictions, DEVICE, left_s=60.0).budget_s == pytest.approx(30)
+    assert share([other, one], predictions, DEVICE, left_s=60.0).skip_prefill is None  # memory is the reason given
+
+
+def test_comparable_cells_stay_together_and_the_cheap_ones_come_first() -> None:
+    some = [replace(cell, seq_len=seq_len) for seq_len in (128, 64) for cell in cells("dear", "cheap")]
+    predictions = {cell: costing(step_bytes=10**9 if cell.system == "dear" else 0) for cell in some}
+
+    ordered = in_order(some, predictions, DEVICE)
+
+    assert [(cell.seq_len, cell.system) for cell in ordered] == [
+        (128, "cheap"),
+        (128, "dear"),
+        (64, "cheap"),
+        (64, "dear"),
+    ]
+
+
+def test_cells_that_cost_the_same_keep_their_order() -> None:
+    three = cells("b", "c", "a")
+
+    assert in_order(three, dict.fromkeys(three, costing()), DEVICE) == three
+    assert in_order(three, {}, DEVICE) == three

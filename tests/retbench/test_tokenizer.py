@@ -1,0 +1,79 @@
+"""Tokenizers in a checkpoint's folder: bytes, tokenizer.json, SentencePiece."""
+
+import builtins
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from retbench import tokenizer as tokenizers_of
+from retbench.errors import UsageError
+from retbench.tokenizer import ByteTokenizer, load_tokenizer
+
+TEXT = ["the state of the union is strong", "the union of the states", "a strong state", "états unis"]
+
+
+@given(st.text())
+@settings(derandomize=True, deadline=None)
+def test_bytes_come_back_as_they_were(text: str) -> None:
+    tokenizer = ByteTokenizer()
+
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_a_folder_without_a_tokenizer_is_read_as_bytes(tmp_path: Path) -> None:
+    assert isinstance(load_tokenizer(tmp_path), ByteTokenizer)
+
+
+def test_tokenizer_json_round_trips_and_names_its_end(tmp_path: Path) -> None:
+    library = pytest.importorskip("tokenizers")
+    trained = library.Tokenizer(library.models.BPE(unk_token="<unk>"))
+    trained.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trained.decoder = library.decoders.ByteLevel()
+    trainer = library.trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<unk>", "</s>"],
+        initial_alphabet=library.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    trained.train_from_iterator(TEXT, trainer)
+    trained.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(tmp_path)
+
+    assert tokenizer.decode(tokenizer.encode(TEXT[3])) == TEXT[3]
+    assert tokenizer.eos == 1
+    assert tokenizer.vocab_size == trained.get_vocab_size()
+
+
+def test_a_tokenizer_json_that_is_none_is_one_clear_line(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    (tmp_path / "tokenizer.json").write_text('{"hello": 1}')
+
+    with pytest.raises(UsageError, match=r"tokenizer\.json is no tokenizer"):
+        load_tokenizer(tmp_path)
+
+
+def test_sentencepiece_texts_begin_with_bos(tmp_path: Path) -> None:
+    library = pytest.importorskip("sentencepiece")
+    library.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXT * 20), model_prefix=str(tmp_path / "tokenizer"), vocab_size=24, minloglevel=5
+    )
+    tokenizer = load_tokenizer(tmp_path)
+    ids = tokenizer.encode(TEXT[0])
+
+    assert ids[0] == 1
+    assert tokenizer.eos == 2
+    assert tokenizer.decode(ids) == TEXT[0]
+
+
+def test_a_missing_package_is_named_with_its_install_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+
+    def absent(name: str) -> object:
+        raise builtins.ImportError(name)
+
+    monkeypatch.setattr(tokenizers_of, "import_module", absent)
+
+    with pytest.raises(UsageError, match=r"needs the package tokenizers: pip install 'retbench\[text\]'"):
+        load_tokenizer(tmp_path)
