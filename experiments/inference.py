@@ -25,6 +25,7 @@ def command(
     seq_len: options.SeqLen = "8192",
     batch_size: options.BatchSize = "1,8",
     systems: options.Systems = SYSTEMS,
+    checkpoint: options.Checkpoints = None,
     size: options.Size = "auto",
     dtype: options.DtypeName = "auto",
     device: options.DeviceName = "auto",
@@ -37,7 +38,7 @@ def command(
     seed: options.Seed = 0,
     output_format: options.Format = "table",
 ) -> None:
-    grid = Grid(seq_len, batch_size, systems, size, dtype, device, threads, mem_limit, seed)
+    grid = Grid(seq_len, batch_size, systems, size, dtype, device, threads, mem_limit, seed, tuple(checkpoint or ()))
     options.check_format(output_format)
     chosen_device, cells = grid.cells("decode")
     budget_s = parse_duration(budget, "--budget")

@@ -19,6 +19,7 @@ class System:
     summary: str
     module: str
     overrides: dict[str, object]
+    model_types: tuple[str, ...]  # of published checkpoints that load as this system
 
 
 @cache
@@ -27,8 +28,8 @@ def systems() -> dict[str, System]:
     found = {}
     for path in sorted(Path(__file__).parent.glob("*.py")):
         for name, entry in _literal(path).items():
-            summary, overrides = entry["summary"], entry.get("config", {})
-            found[name] = System(name, summary, f"models.{path.stem}", overrides)
+            overrides, model_types = entry.get("config", {}), entry.get("model_types", ())
+            found[name] = System(name, entry["summary"], f"models.{path.stem}", overrides, tuple(model_types))
     return found
 
 

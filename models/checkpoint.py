@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import reduce
-from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from models.catalogue import systems
+from models import from_config
 from models.config import Config
 from models.language_model import LanguageModel
 from models.layouts import LAYOUTS, Fields, Layout
@@ -41,7 +40,7 @@ def load_checkpoint(
         raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES.values()))}, not {dtype}")
     if not folder.is_dir():
         raise CheckpointError(folder, ["there is no such folder"])
-    layout, config = _read_config(folder / CONFIG)
+    layout, config = _read_layout(folder / CONFIG)
     stored = stored_tensors(folder)
     if config.n_layers > len(stored):
         problem = f"{CONFIG} says {config.n_layers} layers, but the files hold only {len(stored)} tensors"
@@ -75,7 +74,12 @@ def save_checkpoint(model: LanguageModel, folder: str | os.PathLike[str]) -> Non
     _sync(folder)
 
 
-def _read_config(path: Path) -> tuple[Layout, Config]:
+def read_config(folder: str | os.PathLike[str]) -> Config:
+    """The config of the model in a checkpoint folder; raises CheckpointError where it cannot be loaded."""
+    return _read_layout(Path(folder) / CONFIG)[1]
+
+
+def _read_layout(path: Path) -> tuple[Layout, Config]:
     values = read_json(path)
     model_type = values.get("model_type")
     if not isinstance(model_type, str) or model_type not in LAYOUTS:
@@ -94,7 +98,7 @@ def _without_weights(config_file: Path, config: Config) -> LanguageModel:
     """The model on the meta device, where tensors have shapes but no memory."""
     try:
         with torch.device("meta"):
-            model: LanguageModel = import_module(systems()[config.system].module).MODEL(config)
+            model = from_config(config)
     except (RuntimeError, TypeError, OverflowError) as error:
         raise CheckpointError(config_file, [f"describes a model that cannot be: {error}"]) from error
     return model

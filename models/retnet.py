@@ -16,7 +16,10 @@ from models.language_model import Constant, LanguageModel, LayerState, Mixer, Po
 from models.rotary import rotate
 
 SYSTEMS = {
-    "retnet": {"summary": "RetNet as the paper's experiments used it"},
+    "retnet": {
+        "summary": "RetNet as the paper's experiments used it",
+        "model_types": ["retnet", "torchscale-retnet"],
+    },
 }
 
 Form = Literal["parallel", "chunkwise", "recurrent"]

@@ -22,6 +22,7 @@ SYSTEMS = {
     "transformer-flash": {
         "summary": "Transformer, FlashAttention, preallocated KV cache",
         "config": {"attention": "sdpa"},
+        "model_types": ["transformer", "llama"],
     },
     "transformer-concat-cache": {
         "summary": "Transformer, eager softmax attention, KV cache concatenated at every step (code of 2023)",

@@ -9,6 +9,7 @@ import typer
 
 from models.catalogue import systems as known_systems
 from models.sizes import SIZES
+from retbench.checkpoints import find_checkpoint
 from retbench.devices import Device, find_device
 from retbench.errors import UsageError
 from retbench.quantities import parse_bytes, parse_counts
@@ -17,11 +18,16 @@ from retbench.spec import Cell, Dtype
 
 MAX_SEQ_LEN = 2**20
 MAX_BATCH_SIZE = 2**16
+NONE = "none"  # as --systems: the checkpoints alone
 FORMATS = ("table", "md", "csv", "json", "jsonl")
 
 SeqLen = Annotated[str, typer.Option(help="Lengths: 8192, lists 1k,2k (1k = 1024), ranges 1k-8k*2 or 1k-4k+1k.")]
 BatchSize = Annotated[str, typer.Option(help="Batch sizes: lists and ranges as for --seq-len.")]
 Systems = Annotated[str, typer.Option(help="Comma-separated, or all; see: retbench list systems.")]
+Checkpoints = Annotated[
+    list[Path] | None,
+    typer.Option("--checkpoint", help="Folder of a checkpoint to measure too; repeatable. Alone: --systems none."),
+]
 Size = Annotated[str, typer.Option(help="Comma-separated model sizes, or auto for the device's default.")]
 DtypeName = Annotated[str, typer.Option("--dtype", help="fp32, bf16, fp16, or auto for the device's default.")]
 DeviceName = Annotated[str, typer.Option("--device", help="auto (CUDA if it works), cpu or cuda.")]
@@ -33,6 +39,16 @@ Fresh = Annotated[bool, typer.Option("--fresh", help="Measure cells again that a
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the cells and their predicted bytes; run nothing.")]
 Seed = Annotated[int, typer.Option(help="Seed of weights and tokens.", min=0, max=2**32 - 1)]
 Format = Annotated[str, typer.Option("--format", help=f"What stdout gets: {', '.join(FORMATS)}.")]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model to measure: a system at a size, or a checkpoint."""
+
+    system: str
+    size: str
+    checkpoint: str | None = None
+    weights: str | None = None
 
 
 @dataclass(frozen=True)
@@ -48,18 +64,18 @@ class Grid:
     threads: int
     mem_limit: str
     seed: int
+    checkpoints: tuple[Path, ...] = ()
 
     def cells(self, workload: str) -> tuple[Device, list[Cell]]:
         """The device and its cells, neighbours differing in the system; raises UsageError for bad input."""
         device = find_device(self.device)
-        sizes = [device.default_size()] if self.size == "auto" else choose(self.size, SIZES, "size")
-        names = choose(self.systems, known_systems(), "system")
         dtype = device.default_dtype() if self.dtype == "auto" else check_dtype(self.dtype)
         threads = check_threads(self.threads, device)
+        mem_limit = parse_bytes(self.mem_limit, "--mem-limit") if self.mem_limit else None
         cells = [
             Cell(
-                system=system,
-                size=size,
+                system=row.system,
+                size=row.size,
                 workload=workload,
                 seq_len=seq_len,
                 batch_size=batch_size,
@@ -67,14 +83,26 @@ class Grid:
                 device=device.name,
                 threads=threads,
                 seed=self.seed,
-                mem_limit_bytes=parse_bytes(self.mem_limit, "--mem-limit") if self.mem_limit else None,
+                mem_limit_bytes=mem_limit,
+                checkpoint=row.checkpoint,
+                weights=row.weights,
             )
-            for size in sizes
+            for rows in self._rows(device)
             for seq_len in _counts(self.seq_len, "--seq-len", MAX_SEQ_LEN)
             for batch_size in _counts(self.batch_size, "--batch-size", MAX_BATCH_SIZE)
-            for system in names
+            for row in rows
         ]
         return device, cells
+
+    def _rows(self, device: Device) -> list[list[Row]]:
+        """What is compared with each other: the systems at each size, and the checkpoints."""
+        sizes = [device.default_size()] if self.size == "auto" else choose(self.size, SIZES, "size")
+        alone = self.systems == NONE and self.checkpoints
+        names = [] if alone else choose(self.systems, known_systems(), "system")
+        checkpoints = [find_checkpoint(folder) for folder in self.checkpoints]
+        groups = [[Row(name, size) for name in names] for size in sizes]
+        groups.append([Row(found.system, "checkpoint", str(found.folder), found.weights) for found in checkpoints])
+        return [group for group in groups if group]
 
 
 def check_format(text: str) -> str:

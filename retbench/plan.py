@@ -7,6 +7,7 @@ from retbench import isolate
 from retbench.devices import Device
 from retbench.quantities import format_duration
 from retbench.spec import Cell
+from retbench.timing import TRIVIAL_S
 
 Prediction = dict[str, int]
 
@@ -56,7 +57,7 @@ def share(cells: Sequence[Cell], predictions: Mapping[Cell, Prediction], device:
     """
     costs = [_cost(cell, predictions.get(cell, {}), device) for cell in cells]
     total = sum(decode_s for decode_s, _ in costs)
-    affordable = -1.0
+    affordable = TRIVIAL_S
     for prefill_s in sorted(prefill_s for _, prefill_s in costs):
         if total + prefill_s > left_s:
             break

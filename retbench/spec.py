@@ -22,6 +22,8 @@ class Cell:
     form: str = "auto"
     seed: int = 0
     mem_limit_bytes: int | None = None
+    checkpoint: str | None = None  # the folder whose weights are measured, instead of fresh ones
+    weights: str | None = None  # what identifies them
 
     @property
     def label(self) -> str:

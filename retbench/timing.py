@@ -7,6 +7,7 @@ from statistics import median
 
 from retbench.devices import Device
 
+TRIVIAL_S = 1.0  # what takes no longer is never left out for want of time
 CLOSE = 1.1  # warm-up ends when three samples lie within 10 % of each other ...
 SETTLED = 0.95  # ... or, where noise prevents that, when they are no longer 5 % faster than the three before
 MAX_WARM_UP = 30

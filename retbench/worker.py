@@ -53,7 +53,7 @@ def _measure(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     deadline = Deadline(request["budget_s"])
     import torch
 
-    from models import build
+    from models import build, load_checkpoint
     from retbench.measure import TORCH_DTYPES, Task
 
     cell = Cell(**request["cell"])
@@ -64,7 +64,10 @@ def _measure(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     if cell.mem_limit_bytes is not None:
         device.limit_memory(cell.mem_limit_bytes)
     with torch.inference_mode(), torch.device(cell.device):
-        model = build(cell.system, cell.size, seed=cell.seed)
+        if cell.checkpoint is None:
+            model = build(cell.system, cell.size, seed=cell.seed)
+        else:
+            model = load_checkpoint(cell.checkpoint, TORCH_DTYPES[cell.dtype], cell.device)
         yield {"cell": {"backend": model.backend, "form": model.decode_form}}
         usage = resource.getrusage(resource.RUSAGE_SELF)
         steal = _steal_ticks()

@@ -12,7 +12,7 @@ from retbench.devices import MemoryPeak
 from retbench.measure import PRECISION, Part, Parts, Task, prefill
 from retbench.spec import Cell
 from retbench.statistics import Interval, median_interval, percentile, slope_interval
-from retbench.timing import Deadline, Sample, rate, sample, warm_up
+from retbench.timing import TRIVIAL_S, Deadline, Sample, rate, sample, warm_up
 
 DECODE_SHARE = 0.8  # of the time that prefill leaves; the rest is for memory
 ROUNDS = 3  # at least, where time allows: their spread is what the interval is made of
@@ -53,7 +53,8 @@ def measure(model: LanguageModel, task: Task) -> Parts:
     depths = [Depth(context) for context in sorted({1, seq_len // 4, seq_len // 2, seq_len} - {0}, reverse=True)]
     ahead = prefill.forecast(model, task)
     reserved_s = 0.0 if ahead.skipped else max(ahead.expected_s, task.prefill_s)
-    yield _time(model, task, depths, Deadline(max(task.deadline.left_s - reserved_s, 0.0)).fraction(DECODE_SHARE))
+    decode_s = max(DECODE_SHARE * (task.deadline.left_s - reserved_s), TRIVIAL_S)
+    yield _time(model, task, depths, Deadline(decode_s))
     yield _memory(model, task, depths)
     yield from prefill.measure_forecast(model, task, ahead)
 

@@ -2,7 +2,7 @@
 
 import weakref
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from models import build
+from models import configure, from_config
+from models.checkpoint import read_config
+from models.config import Config
 from models.language_model import State
 from retbench.measure import TORCH_DTYPES
 from retbench.spec import Cell
@@ -63,15 +65,16 @@ def predict(cell: Cell) -> dict[str, int]:
     replaces fused attention.
     """
     torch.set_default_dtype(TORCH_DTYPES[cell.dtype])
+    config = configure(cell.system, cell.size) if cell.checkpoint is None else read_config(cell.checkpoint)
     with torch.device("meta"):
-        model = build(cell.system, cell.size)
+        model = from_config(config)
         state = model.init_state(cell.batch_size, cell.seq_len)
     state.position = cell.seq_len - 1
     state_bytes = _filled_bytes(state, cell.seq_len)
     weights_bytes = model.weights_bytes()
     with FakeTensorMode(), torch.no_grad():
-        step, prefill = _activations(cell)
-    layers = model.config.n_layers / TRACED_LAYERS
+        step, prefill = _activations(cell, replace(config, n_layers=min(TRACED_LAYERS, config.n_layers)))
+    layers = config.n_layers / min(TRACED_LAYERS, config.n_layers)
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "weights_bytes": weights_bytes,
@@ -92,9 +95,9 @@ class Activations:
     allocated: int
 
 
-def _activations(cell: Cell) -> tuple[Activations, Activations]:
-    """Those of a decode step and of a prefill, on TRACED_LAYERS layers."""
-    model = build(cell.system, cell.size, n_layers=TRACED_LAYERS)
+def _activations(cell: Cell, config: Config) -> tuple[Activations, Activations]:
+    """Those of a decode step and of a prefill."""
+    model = from_config(config)
     tokens = torch.zeros(cell.batch_size, cell.seq_len, dtype=torch.int64)
     state = model.init_state(cell.batch_size, cell.seq_len)
     state.fill_(cell.seq_len - 1)

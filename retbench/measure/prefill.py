@@ -9,7 +9,7 @@ from models.language_model import LanguageModel
 from retbench.measure import PRECISION, Part, Parts, Task
 from retbench.quantities import format_bytes, format_duration
 from retbench.statistics import median_interval
-from retbench.timing import Sample, rate, sample, warm_up
+from retbench.timing import TRIVIAL_S, Sample, rate, sample, warm_up
 
 SHORT = 512  # prompts up to this length are warmed up whole; longer ones by prefixes that foretell their time
 MINIMUM_FOR_INTERVAL = 3
@@ -36,7 +36,7 @@ def forecast(model: LanguageModel, task: Task) -> Forecast:
     if reason is not None:
         return Forecast(0.0, reason, [])
     samples, expected_s = _warm_up(model, task)
-    left_s = max(task.deadline.left_s, 0.0)
+    left_s = max(task.deadline.left_s, TRIVIAL_S)
     if expected_s > left_s:
         reason = (
             f"would take about {format_duration(expected_s)}, the cell has {format_duration(left_s)}: raise --budget"
@@ -80,7 +80,7 @@ def _warm_up(model: LanguageModel, task: Task) -> tuple[list[Sample], float]:
     for prefix in (SHORT // 2, length // 8, length // 4):
         samples.append(sample(partial(model.prefill, _prompt(model, task, prefix)), task.device))
         at_least_s = samples[-1].wall_ns / 1e9 * length / prefix
-        if at_least_s > task.deadline.left_s:
+        if at_least_s > max(task.deadline.left_s, TRIVIAL_S):
             return samples, at_least_s
     eighth, quarter = (s.wall_ns / 1e9 for s in samples[2:])
     quadratic = max(32 * (quarter - 2 * eighth), 0.0)

@@ -1,8 +1,10 @@
 """Whatever a child does, the parent gets its messages and a status, sleeps meanwhile, and leaves nothing running."""
 
 import os
+import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +159,15 @@ def test_a_grandchild_in_the_background_does_not_survive() -> None:
     wait_for_end(outcome.messages[0]["pid"])
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt, even where a shell has told this process to ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_of_the_parent_ends_the_child(tmp_path: Path) -> None:
     path = tmp_path / "pid"
     code = f"open({str(path)!r}, 'w').write(str(os.getpid())); os.kill(os.getppid(), signal.SIGINT); time.sleep(600)"

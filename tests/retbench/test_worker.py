@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -104,15 +104,13 @@ def test_a_measured_cell_says_how_it_was_computed_and_under_what_load() -> None:
     assert {"metrics", "contexts", "samples"} <= {name for message in messages for name in message}
 
 
+@pytest.mark.usefixtures("in_this_process", "one_thread")
 def test_a_cell_that_cannot_be_predicted_does_not_stop_the_others() -> None:
-    cells = [CELL, Cell(**{**asdict(CELL), "system": "retnt"}), CELL]
+    cells = [CELL, replace(CELL, system="retnt"), CELL]
 
-    outcome = isolate.run_worker(
-        {"task": "predict", "cells": [asdict(cell) for cell in cells]}, threads=1, timeout_s=120
-    )
+    first, unknown, last, done = run_here({"task": "predict", "cells": [asdict(cell) for cell in cells]})
 
-    first, unknown, last = outcome.messages
-    assert outcome.status == "ok"
+    assert done["done"]["status"] == "ok"
     assert first["problem"] is last["problem"] is None
     assert first["predicted"] == last["predicted"] != {}
     assert unknown["predicted"] == {}
@@ -120,20 +118,27 @@ def test_a_cell_that_cannot_be_predicted_does_not_stop_the_others() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "status", "reason"),
+    ("change", "reason"),
     [
-        ({"system": "retnt"}, "error", "ValueError: unknown system 'retnt'"),
-        ({"workload": "sleep"}, "error", "ModuleNotFoundError: No module named 'retbench.measure.sleep'"),
-        ({"mem_limit_bytes": 2**20}, "oom", "can't allocate memory"),
+        ({"system": "retnt"}, "ValueError: unknown system 'retnt'"),
+        ({"workload": "sleep"}, "ModuleNotFoundError: No module named 'retbench.measure.sleep'"),
     ],
 )
-def test_a_cell_that_cannot_run_says_why(change: dict[str, Any], status: str, reason: str) -> None:
-    cell = {**asdict(CELL), **change}
+@pytest.mark.usefixtures("in_this_process", "one_thread")
+def test_a_cell_that_cannot_run_says_why(change: dict[str, Any], reason: str) -> None:
+    (done,) = run_here(asking_for({**asdict(CELL), **change}, budget_s=1.0))
+
+    assert done["done"]["status"] == "error"
+    assert reason in done["done"]["reason"]
+
+
+def test_a_cell_beyond_its_limit_is_out_of_memory() -> None:
+    cell = {**asdict(CELL), "mem_limit_bytes": 2**20}
 
     outcome = isolate.run_worker(asking_for(cell, budget_s=1.0), threads=1, timeout_s=120)
 
-    assert outcome.status == status
-    assert reason in str(outcome.reason)
+    assert (outcome.status, outcome.messages) == ("oom", [])
+    assert "can't allocate memory" in str(outcome.reason)
 
 
 @on_linux
