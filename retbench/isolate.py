@@ -34,6 +34,7 @@ def run_worker(request: dict[str, Any], threads: int, timeout_s: float) -> Outco
     """Runs ``retbench.worker`` with our own packages first on its path and the recorded variables set."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     variables = {**os.environ, **child_variables(threads), "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
+    variables["PYTHONUNBUFFERED"] = "1"  # what a dying child said must be in its log
     return run_child([sys.executable, "-m", "retbench.worker"], request, timeout_s, variables)
 
 

@@ -62,7 +62,7 @@ def share(cells: Sequence[Cell], predictions: Mapping[Cell, Prediction], device:
         if total + prefill_s > left_s:
             break
         total += prefill_s
-        affordable = prefill_s
+        affordable = max(affordable, prefill_s)
     decode_s, prefill_s = costs[0]
     if prefill_s <= affordable:
         return Share(max(left_s, 0) * (decode_s + prefill_s) / total, prefill_s, None)

@@ -50,7 +50,7 @@ def measure_forecast(model: LanguageModel, task: Task, ahead: Forecast) -> Parts
         yield {"metrics": {"ttft_ms": None, "ttft_status": "skipped", "ttft_reason": ahead.skipped}}
         return
     yield _timing_part(task, _samples(model, task, ahead.expected_s), ahead.warm_up)
-    if ahead.expected_s < task.deadline.left_s:
+    if ahead.expected_s < max(task.deadline.left_s, TRIVIAL_S):
         prompt = _prompt(model, task, task.cell.seq_len)
         peak = task.device.peak_memory(lambda: None, lambda _: model.prefill(prompt))
         yield {"metrics": {"prefill_peak_memory_bytes": model.weights_bytes() + peak.tensor_bytes}}

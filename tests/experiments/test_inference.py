@@ -47,7 +47,7 @@ class Measured:
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Measured:
     """Two cells with time enough for everything."""
     folder = tmp_path_factory.mktemp("measured")
-    done = run(folder, *TWO, "--budget", "16s", "--format", "jsonl")
+    done = run(folder, *TWO, "--budget", "8s", "--format", "jsonl")
     assert done.returncode == 0, done.stderr
     return Measured(folder, done, stored(folder, "inference"))
 
@@ -59,13 +59,6 @@ def record(request: pytest.FixtureRequest, measured: Measured) -> dict[str, Any]
         data for data in map(json.loads, measured.done.stdout.splitlines()) if data["cell"]["system"] == request.param
     )
     return found
-
-
-def skip_where_prefill_was_skipped(metrics: dict[str, Any]) -> None:
-    """A busy machine may leave no time for it: no fault of the record, which must say why."""
-    if metrics["ttft_status"] == "skipped":
-        assert metrics["ttft_ms"] is None
-        pytest.skip(metrics["ttft_reason"])
 
 
 # ---- a record ----
@@ -82,7 +75,7 @@ def test_stdout_holds_the_records_alone_and_they_are_those_on_disk(measured: Mea
 def test_progress_is_on_stderr_in_plain_lines(measured: Measured) -> None:
     lines = measured.done.stderr.splitlines()
 
-    assert lines[0] == "2 cells: size tiny, length 64, batch 2; fp32 on cpu, 1 thread, budget 16s"
+    assert lines[0] == "2 cells: size tiny, length 64, batch 2; fp32 on cpu, 1 thread, budget 8s"
     assert re.fullmatch(r"\[1/2\] \w+ tiny, batch 2, length 64 \.\.\. about [\d.]+s left", lines[1])
     assert re.match(r"\[2/2\] \w+ tiny, batch 2, length 64: [\d.]+ ms a token", lines[4])
     assert "\x1b" not in measured.done.stderr
@@ -101,9 +94,8 @@ def test_a_record_says_what_was_measured_and_how(record: dict[str, Any]) -> None
 
     how = {"retnet": ("torch", "recurrent"), "transformer": ("eager", "kv-cache")}
     assert (cell["backend"], cell["form"]) == how[cell["system"]]
-    del cell["system"], cell["backend"], cell["form"]
     asked = {"size": "tiny", "workload": "decode", "seq_len": 64, "batch_size": 2, "dtype": "fp32", "device": "cpu"}
-    assert cell == {**asked, "threads": 1, "seed": 0, "mem_limit_bytes": None}
+    assert {**asked, "threads": 1, "seed": 0, "mem_limit_bytes": None}.items() <= cell.items()
 
 
 def test_the_time_of_a_token_has_its_interval_and_follows_from_the_raw_samples(record: dict[str, Any]) -> None:
@@ -119,7 +111,6 @@ def test_the_time_of_a_token_has_its_interval_and_follows_from_the_raw_samples(r
 
 def test_the_first_token_is_timed_with_raw_samples(record: dict[str, Any]) -> None:
     metrics, samples = record["metrics"], record["samples"]
-    skip_where_prefill_was_skipped(metrics)
 
     assert (metrics["ttft_status"], metrics.get("ttft_reason")) == ("ok", None)
     assert metrics["ttft_ms"] == pytest.approx(statistics.median(samples["prefill_ns"]) / 1e6)
@@ -170,6 +161,7 @@ def test_memory_is_weights_state_and_activations_to_the_byte_and_was_predicted_t
     assert metrics["activations_bytes"] > 2 * 32000 * FLOAT  # the logits
     parts = metrics["weights_bytes"] + metrics["state_bytes"] + metrics["activations_bytes"]
     assert metrics["peak_memory_bytes"] == parts == metrics["predicted_peak_memory_bytes"]
+    assert metrics["prefill_peak_memory_bytes"] == predicted["prefill_peak_memory_bytes"]
     assert all(metrics[f"{name}_bytes"] == predicted[f"{name}_bytes"] for name in ("weights", "state", "step"))
     assert predicted["peak_memory_bytes"] == metrics["peak_memory_bytes"]
     assert metrics["vm_hwm_bytes"] > metrics["peak_memory_bytes"]
@@ -205,7 +197,7 @@ def test_figures_lie_beside_the_records(measured: Measured) -> None:
 
 
 def test_the_same_command_shows_the_stored_records_and_measures_nothing(measured: Measured) -> None:
-    done = run(measured.folder, *TWO, "--budget", "16s")
+    done = run(measured.folder, *TWO, "--budget", "8s")
 
     assert done.returncode == 0
     assert stored(measured.folder, "inference") == measured.records
@@ -290,20 +282,6 @@ def test_the_same_command_continues_where_it_was_ended(story: list[Chapter]) -> 
     assert story[2].heard.count("(stored)") == 1
 
 
-def test_a_cell_beyond_the_memory_limit_is_out_of_memory_and_the_sweep_goes_on(tmp_path: Path) -> None:
-    words = [*TINY, "--systems", "transformer,retnet", "--seq-len", "64k", "--mem-limit", "128MiB", "--budget", "2s"]
-
-    done = run(tmp_path, *words)
-
-    found = {record.cell.system: record for record in stored(tmp_path, "inference")}
-    retnet, transformer = found["retnet"], found["transformer"]
-    assert done.returncode == 0
-    assert (transformer.status, retnet.status) == ("oom", "ok")
-    assert "can't allocate memory" in str(transformer.reason)
-    assert transformer.predicted["state_bytes"] > transformer.cell.mem_limit_bytes == 2**27  # type: ignore[operator]
-    assert "oom" in done.stdout
-
-
 def test_a_cell_beyond_all_memory_is_skipped_with_its_predicted_bytes(tmp_path: Path) -> None:
     words = [*TINY, "--systems", "transformer", "--size", "13b", "--batch-size", "4096", "--seq-len", "1m"]
 
@@ -354,6 +332,21 @@ def test_fresh_and_another_seed_are_measured_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_cell_beyond_the_memory_limit_is_out_of_memory_and_the_sweep_goes_on(tmp_path: Path) -> None:
+    words = [*TINY, "--systems", "transformer,retnet", "--seq-len", "64k", "--mem-limit", "128MiB", "--budget", "2s"]
+
+    done = run(tmp_path, *words)
+
+    found = {record.cell.system: record for record in stored(tmp_path, "inference")}
+    retnet, transformer = found["retnet"], found["transformer"]
+    assert done.returncode == 0
+    assert (transformer.status, retnet.status) == ("oom", "ok")
+    assert "can't allocate memory" in str(transformer.reason)
+    assert transformer.predicted["state_bytes"] > transformer.cell.mem_limit_bytes == 2**27  # type: ignore[operator]
+    assert "oom" in done.stdout
+
+
+@pytest.mark.slow
 def test_a_cell_that_dies_in_prefill_keeps_what_decode_measured(tmp_path: Path) -> None:
     words = [*TINY, "--batch-size", "1", "--seq-len", "2k", "--mem-limit", "96MiB", "--budget", "30s"]
 
@@ -370,15 +363,15 @@ def test_a_cell_that_dies_in_prefill_keeps_what_decode_measured(tmp_path: Path) 
 
 @pytest.mark.slow
 def test_every_system_is_measured_at_odd_lengths_and_in_bf16(tmp_path: Path) -> None:
-    words = [*TINY, "--dtype", "bf16", "--systems", "all", "--seq-len", "1,2,3,77", "--budget", "20s"]
+    words = [*TINY, "--dtype", "bf16", "--systems", "all", "--seq-len", "1,3,77", "--budget", "20s"]
 
     done = run(tmp_path, *words)
 
     records = stored(tmp_path, "inference")
     assert done.returncode == 0
-    assert len(records) == 4 * len(systems())
+    assert len(records) == 3 * len(systems())
     assert {(record.status, record.reason) for record in records} == {("ok", None)}
-    assert {record.contexts[-1]["context"] for record in records} == {1, 2, 3, 77}
+    assert {record.contexts[-1]["context"] for record in records} == {1, 3, 77}
 
 
 # ---- the experiment's own file ----

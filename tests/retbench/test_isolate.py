@@ -96,7 +96,7 @@ def test_a_child_that_leaves_without_a_word_is_an_error() -> None:
 
 
 def test_a_child_that_fails_is_an_error_that_quotes_its_last_line() -> None:
-    outcome = run("print('loading'); print('no such kernel', file=sys.stderr); sys.exit(3)")
+    outcome = run("print('loading', flush=True); print('no such kernel', file=sys.stderr); sys.exit(3)")
 
     assert outcome == Outcome("error", "exited with status 3 without a result: no such kernel", [])
 

@@ -228,11 +228,11 @@ def test_a_noisy_cell_repeats_until_its_time_is_over(clock: Clock) -> None:
 
 
 def test_without_time_every_depth_still_has_samples(clock: Clock) -> None:
-    record = Bench(clock, budget_s=0.0).run()
+    record = Bench(clock, lambda _: 2000 * MS, budget_s=0.0).run()
 
     assert record.notes["rounds"] == 1
     assert [len(entry["step_ns"]) for entry in record.contexts.values()] == [2, 2, 2, 2]
-    assert record.metrics["tpot_ms"] == 2.0
+    assert record.metrics["tpot_ms"] == 2000.0
 
 
 def test_percentiles_wait_for_their_samples(clock: Clock) -> None:

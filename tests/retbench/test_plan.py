@@ -77,9 +77,17 @@ def test_a_prefill_that_there_is_no_time_for_is_skipped_in_words_and_a_cheaper_o
     assert to_dear.prefill_s == 0
 
 
+def test_a_prefill_that_takes_next_to_nothing_is_never_left_out() -> None:
+    one, other = cells("one", "other")
+    predictions = {one: costing(prefill_bytes=10**8), other: costing(prefill_bytes=10**6)}  # well below a second
+
+    assert share([one, other], predictions, DEVICE, left_s=0.0).skip_prefill is None
+    assert share([one, other], predictions, DEVICE, left_s=2 * START_UP_S + 0.01).skip_prefill is None
+
+
 @pytest.mark.parametrize("left_s", [0.0, -5.0])
 def test_when_the_time_is_over_there_is_no_prefill_and_no_negative_share(left_s: float) -> None:
-    late = share([CELL], {CELL: costing(prefill_bytes=10**6)}, DEVICE, left_s)
+    late = share([CELL], {CELL: costing(prefill_bytes=10**10)}, DEVICE, left_s)
 
     assert late.budget_s == 0
     assert late.skip_prefill

@@ -133,7 +133,7 @@ def test_a_cell_that_cannot_run_says_why(change: dict[str, Any], reason: str) ->
 
 
 def test_a_cell_beyond_its_limit_is_out_of_memory() -> None:
-    cell = {**asdict(CELL), "mem_limit_bytes": 2**20}
+    cell = {**asdict(CELL), "mem_limit_bytes": 2**23}
 
     outcome = isolate.run_worker(asking_for(cell, budget_s=1.0), threads=1, timeout_s=120)
 
