@@ -77,7 +77,7 @@ def _measure(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield {
         "notes": {
             "load_average": os.getloadavg()[0],
-            "steal_ticks": _steal_ticks() - steal,
+            "stolen_share": _stolen_s(steal) / max(request["budget_s"] - deadline.left_s, 1e-3),
             "involuntary_context_switches": after.ru_nivcsw - usage.ru_nivcsw,
         }
     }
@@ -115,6 +115,11 @@ def _die_with_parent(descriptor: int) -> None:
         pipe.register(descriptor, 0)
         if pipe.poll(0):  # an error is always told: nobody reads the pipe, the parent had died before
             sys.exit("the parent is gone")
+
+
+def _stolen_s(since: int) -> float:
+    """Seconds of this machine's processors that went to others since ``_steal_ticks`` was ``since``, a processor."""
+    return (_steal_ticks() - since) / os.sysconf("SC_CLK_TCK") / (os.cpu_count() or 1)
 
 
 def _steal_ticks() -> int:

@@ -6,6 +6,7 @@ from typing import Any
 from retbench.record import Record
 
 TOLERATED_LOAD = 0.5  # above the threads of the cell itself
+TOLERATED_SHARE = 0.05  # of the processors' time, taken by the hypervisor
 
 
 def measured_words(records: Sequence[Record]) -> str:
@@ -32,14 +33,17 @@ def hardware_words(records: Sequence[Record]) -> str:
 
 
 def disturbance_words(records: Sequence[Record]) -> tuple[str, ...]:
-    """A warning where other processes ran beside the measured ones: their share of the load average."""
-    others = [record.notes.get("load_average", 0.0) - record.cell.threads for record in records]
-    if max(others) <= TOLERATED_LOAD:
+    """A warning where others used the processors: processes by the load average, other machines by stolen time."""
+    loads = [record.notes.get("load_average", 0.0) - record.cell.threads for record in records]
+    shares = [record.notes.get("stolen_share", 0.0) for record in records]
+    pairs = zip(loads, shares, strict=True)
+    busy = sum(load > TOLERATED_LOAD or share > TOLERATED_SHARE for load, share in pairs)
+    if not busy:
         return ()
-    busy = sum(other > TOLERATED_LOAD for other in others)
     return (
-        f"DISTURBED: other processes ran beside {busy} of {len(records)} cells (load average up to {max(others):.1f} "
-        "above the measured threads); timings and ratios are unreliable: measure with --fresh on a quiet machine",
+        f"DISTURBED: others used the processors beside {busy} of {len(records)} cells (load average up to "
+        f"{max(loads):+.1f} beside the measured threads, up to {max(shares):.0%} of the time stolen by other machines); "
+        "timings and ratios are unreliable: measure with --fresh when it is quiet",
     )
 
 

@@ -198,9 +198,10 @@ def test_the_slope_is_about_zero_for_retnet_and_positive_for_a_cache() -> None:
     assert shown(table, "retnet")["tpot_slope_ms_per_1k_tokens_low"] == "-0.0200 to 0.0300"
 
 
-def test_a_footnote_warns_when_other_processes_ran_beside_a_cell() -> None:
-    quiet = [replace(one, notes={"load_average": 2.1}) for one in sweep()]
-    busy = [*quiet[1:], replace(quiet[0], notes={"load_average": 3.4})]
+@pytest.mark.parametrize("notes", [{"load_average": 3.4}, {"stolen_share": 0.2}])
+def test_a_footnote_warns_when_others_used_the_processors(notes: dict[str, float]) -> None:
+    quiet = [replace(one, notes={"load_average": 2.1, "stolen_share": 0.01}) for one in sweep()]
+    busy = [*quiet[1:], replace(quiet[0], notes=notes)]
 
     assert not any("DISTURBED" in note for note in inference_table(quiet, PAPER).footnotes)
-    assert any("1 of 8 cells (load average up to 1.4" in note for note in inference_table(busy, PAPER).footnotes)
+    assert any("DISTURBED" in note and "1 of 8 cells" in note for note in inference_table(busy, PAPER).footnotes)
