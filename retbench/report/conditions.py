@@ -42,7 +42,7 @@ def disturbance_words(records: Sequence[Record]) -> tuple[str, ...]:
         return ()
     return (
         f"DISTURBED: others used the processors beside {busy} of {len(records)} cells (load average up to "
-        f"{max(loads):+.1f} beside the measured threads, up to {max(shares):.0%} of the time stolen by other machines); "
+        f"{max(loads):+.1f} beside the measured threads, up to {max(shares):.0%} of the time stolen); "
         "timings and ratios are unreliable: measure with --fresh when it is quiet",
     )
 

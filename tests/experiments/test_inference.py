@@ -182,7 +182,7 @@ def test_the_conditions_stand_in_the_record(record: dict[str, Any]) -> None:
         name: value for name, value in now.items() if name != "dirty"
     }
     assert environment["variables"]["OMP_WAIT_POLICY"] == "PASSIVE"
-    assert {"load_average", "steal_ticks", "involuntary_context_switches"} <= record["notes"].keys()
+    assert {"load_average", "stolen_share", "involuntary_context_switches"} <= record["notes"].keys()
     assert record["notes"]["state_fill"].startswith("synthetic")
 
 

@@ -100,7 +100,7 @@ def test_a_measured_cell_says_how_it_was_computed_and_under_what_load() -> None:
 
     assert messages[0] == {"cell": {"backend": "torch", "form": "recurrent"}}
     assert messages[-1] == {"done": {"status": "ok", "reason": None}}
-    assert messages[-2]["notes"].keys() == {"load_average", "steal_ticks", "involuntary_context_switches"}
+    assert messages[-2]["notes"].keys() == {"load_average", "stolen_share", "involuntary_context_switches"}
     assert {"metrics", "contexts", "samples"} <= {name for message in messages for name in message}
 
 
