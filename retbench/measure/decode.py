@@ -15,7 +15,7 @@ from retbench.statistics import Interval, median_interval, percentile, slope_int
 from retbench.timing import TRIVIAL_S, Deadline, Sample, rate, sample, warm_up
 
 DECODE_SHARE = 0.8  # of the time that prefill leaves; the rest is for memory
-ROUNDS = 3  # at least, where time allows: their spread is what the interval is made of
+ROUNDS = 5  # at least, where time allows: their spread is what the interval is made of
 
 
 @dataclass

@@ -83,7 +83,7 @@ def predict(cell: Cell) -> dict[str, int]:
         "step_allocated_bytes": int(step.allocated * layers),
         "peak_memory_bytes": weights_bytes + state_bytes + step.peak,
         "prefill_peak_memory_bytes": weights_bytes + state_bytes + prefill.peak,
-        "prefill_allocated_bytes": int(prefill.allocated * layers),
+        "prefill_allocated_bytes": min(int(prefill.allocated * layers), UNCOUNTABLE),
     }
 
 

@@ -178,9 +178,8 @@ def test_the_state_of_retnet_does_not_grow_and_a_cache_does(measured: Measured) 
 def test_the_conditions_stand_in_the_record(record: dict[str, Any]) -> None:
     environment, now = record["environment"], capture(CPU, threads=1)
 
-    assert {name: environment[name] for name in now if name != "dirty"} == {
-        name: value for name, value in now.items() if name != "dirty"
-    }
+    assert environment.keys() == now.keys()
+    assert {name for name in now if environment[name] != now[name]} <= {"commit", "dirty"}  # one may work meanwhile
     assert environment["variables"]["OMP_WAIT_POLICY"] == "PASSIVE"
     assert {"load_average", "stolen_share", "involuntary_context_switches"} <= record["notes"].keys()
     assert record["notes"]["state_fill"].startswith("synthetic")

@@ -125,3 +125,15 @@ def test_a_percentile_is_given_only_when_there_are_samples_enough(rank: int, eno
 def test_a_percentile_that_has_no_rule_is_refused() -> None:
     with pytest.raises(KeyError):
         percentile([1.0] * 1000, 95)
+
+
+@pytest.mark.parametrize("visits", [5, 10])
+def test_the_interval_covers_the_truth_when_the_steps_of_a_visit_share_their_noise(visits: int) -> None:
+    generator = np.random.default_rng(1)
+    covered = 0
+    for _ in range(200):
+        shared = 0.05 * generator.standard_normal((visits, 1))
+        interval = median_interval((1 + shared + 0.02 * generator.standard_normal((visits, 8))).tolist())
+        covered += interval.low <= 1 <= interval.high
+
+    assert covered >= 0.9 * 200
