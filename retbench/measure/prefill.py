@@ -13,6 +13,7 @@ from retbench.timing import TRIVIAL_S, Sample, rate, sample, warm_up
 
 SHORT = 512  # prompts up to this length are warmed up whole; longer ones by prefixes that foretell their time
 MINIMUM_FOR_INTERVAL = 3
+OVERRUN = 1.5
 SAMPLES_SHARE = 0.8  # of the time that is left; the rest is for memory
 
 
@@ -36,7 +37,7 @@ def forecast(model: LanguageModel, task: Task) -> Forecast:
     if reason is not None:
         return Forecast(0.0, reason, [])
     samples, expected_s = _warm_up(model, task)
-    left_s = max(task.deadline.left_s, TRIVIAL_S)
+    left_s = _left_s(task)
     if expected_s > left_s:
         reason = (
             f"would take about {format_duration(expected_s)}, the cell has {format_duration(left_s)}: raise --budget"
@@ -54,6 +55,11 @@ def measure_forecast(model: LanguageModel, task: Task, ahead: Forecast) -> Parts
         prompt = _prompt(model, task, task.cell.seq_len)
         peak = task.device.peak_memory(lambda: None, lambda _: model.prefill(prompt))
         yield {"metrics": {"prefill_peak_memory_bytes": model.weights_bytes() + peak.tensor_bytes}}
+
+
+def _left_s(task: Task) -> float:
+    """What one prefill may be expected to take: somewhat more than is left, since the forecast is noisy."""
+    return max(OVERRUN * task.deadline.left_s, TRIVIAL_S)
 
 
 def _does_not_fit(task: Task) -> str | None:
@@ -80,7 +86,7 @@ def _warm_up(model: LanguageModel, task: Task) -> tuple[list[Sample], float]:
     for prefix in (SHORT // 2, length // 8, length // 4):
         samples.append(sample(partial(model.prefill, _prompt(model, task, prefix)), task.device))
         at_least_s = samples[-1].wall_ns / 1e9 * length / prefix
-        if at_least_s > max(task.deadline.left_s, TRIVIAL_S):
+        if at_least_s > _left_s(task):
             return samples, at_least_s
     eighth, quarter = (s.wall_ns / 1e9 for s in samples[2:])
     quadratic = max(32 * (quarter - 2 * eighth), 0.0)
