@@ -64,15 +64,15 @@ class Session:
         known = {} if self.fresh else sweep.measured(contents.records)
         todo = [cell for cell in self.cells if cell not in known]
         predictions = self._predict(todo, console)
-        with Progress(len(self.cells), lambda some, width: to_rich(report.tables(some)[0], width), console) as progress:
-            try:
+        progress = Progress(len(self.cells), lambda some, width: to_rich(report.tables(some)[0], width), console)
+        try:
+            with progress:
                 records = sweep.run(known, predictions, deadline, progress)
-            except KeyboardInterrupt:
-                progress.__exit__(None, None, None)
-                done = len(progress.records)
-                self._say(console, f"interrupted: {done} of {len(self.cells)} cells are stored in {store.path};")
-                self._say(console, "the same command continues")
-                raise
+        except KeyboardInterrupt:
+            done = len(progress.records)
+            self._say(console, f"interrupted: {done} of {len(self.cells)} cells are stored in {store.path};")
+            self._say(console, "the same command continues")
+            raise
         self._show(report, records)
         self._draw(report, records, console, store.path)
 

@@ -97,9 +97,8 @@ class Sweep:
 
     def _record(self, cell: Cell, outcome: Outcome, predicted: Prediction) -> Record:
         parts = _merge(outcome.messages)
-        metrics = parts["metrics"] | {
-            f"predicted_{name}": predicted[name] for name in ("peak_memory_bytes",) if predicted
-        }
+        if predicted:
+            parts["metrics"]["predicted_peak_memory_bytes"] = predicted["peak_memory_bytes"]
         return Record(
             experiment=self.experiment,
             cell=replace(cell, **parts["cell"]),
@@ -108,7 +107,7 @@ class Sweep:
             key=self.key(cell),
             created_at=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
             environment=self.environment,
-            metrics=metrics,
+            metrics=parts["metrics"],
             contexts=list(parts["contexts"].values()),
             samples=parts["samples"],
             warmup=parts["warmup"],

@@ -13,7 +13,7 @@ from retbench.timing import TRIVIAL_S, Sample, rate, sample, warm_up
 
 SHORT = 512  # prompts up to this length are warmed up whole; longer ones by prefixes that foretell their time
 MINIMUM_FOR_INTERVAL = 3
-OVERRUN = 1.5
+OVERRUN = 1.5  # a forecast is noisy: one this many times too long is still tried
 SAMPLES_SHARE = 0.8  # of the time that is left; the rest is for memory
 
 
@@ -37,11 +37,9 @@ def forecast(model: LanguageModel, task: Task) -> Forecast:
     if reason is not None:
         return Forecast(0.0, reason, [])
     samples, expected_s = _warm_up(model, task)
-    left_s = _left_s(task)
-    if expected_s > left_s:
-        reason = (
-            f"would take about {format_duration(expected_s)}, the cell has {format_duration(left_s)}: raise --budget"
-        )
+    if expected_s > _tolerated_s(task):
+        left = format_duration(max(task.deadline.left_s, 0.0))
+        reason = f"would take about {format_duration(expected_s)}, the cell has {left}: raise --budget"
     return Forecast(expected_s, reason, samples)
 
 
@@ -57,7 +55,7 @@ def measure_forecast(model: LanguageModel, task: Task, ahead: Forecast) -> Parts
         yield {"metrics": {"prefill_peak_memory_bytes": model.weights_bytes() + peak.tensor_bytes}}
 
 
-def _left_s(task: Task) -> float:
+def _tolerated_s(task: Task) -> float:
     """What one prefill may be expected to take: somewhat more than is left, since the forecast is noisy."""
     return max(OVERRUN * task.deadline.left_s, TRIVIAL_S)
 
@@ -86,7 +84,7 @@ def _warm_up(model: LanguageModel, task: Task) -> tuple[list[Sample], float]:
     for prefix in (SHORT // 2, length // 8, length // 4):
         samples.append(sample(partial(model.prefill, _prompt(model, task, prefix)), task.device))
         at_least_s = samples[-1].wall_ns / 1e9 * length / prefix
-        if at_least_s > _left_s(task):
+        if at_least_s > _tolerated_s(task):
             return samples, at_least_s
     eighth, quarter = (s.wall_ns / 1e9 for s in samples[2:])
     quadratic = max(32 * (quarter - 2 * eighth), 0.0)
