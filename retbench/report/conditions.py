@@ -40,9 +40,10 @@ def disturbance_words(records: Sequence[Record]) -> tuple[str, ...]:
     busy = sum(load > TOLERATED_LOAD or share > TOLERATED_SHARE for load, share in pairs)
     if not busy:
         return ()
+    causes = [f"load average up to {max(loads):.1f} above the measured threads"] * (max(loads) > TOLERATED_LOAD)
+    causes += [f"up to {max(shares):.0%} of the time stolen by the hypervisor"] * (max(shares) > TOLERATED_SHARE)
     return (
-        f"DISTURBED: others used the processors beside {busy} of {len(records)} cells (load average up to "
-        f"{max(loads):+.1f} beside the measured threads, up to {max(shares):.0%} of the time stolen); "
+        f"DISTURBED: others used the processors beside {busy} of {len(records)} cells ({', '.join(causes)}); "
         "timings and ratios are unreliable: measure with --fresh when it is quiet",
     )
 
