@@ -61,5 +61,7 @@ def summary(record: Record) -> str:
     metrics = record.metrics
     if record.status != "ok":
         return f"{record.status}, {record.reason}"
+    if "tpot_ms" not in metrics:
+        return "done"
     tpot = f"{metrics['tpot_ms']:.1f} ms a token ({metrics['tpot_ms_low']:.1f} to {metrics['tpot_ms_high']:.1f})"
     return f"{tpot}, {metrics['tokens_per_s']:.1f} tokens/s, {format_bytes(metrics['peak_memory_bytes'])}"

@@ -45,6 +45,7 @@ class Session:
     fresh: bool
     dry_run: bool
     output_format: str
+    predicts: bool = True  # the bytes of every cell beforehand; without, every cell gets the same time
 
     def run(self, report: Report) -> None:
         """Measures what is not measured yet and shows everything; raises UsageError before anything is written."""
@@ -88,7 +89,7 @@ class Session:
         return f"{len(self.cells)} cells: {words}; {first.dtype} on {first.device}, {threads}, budget {budget}"
 
     def _predict(self, cells: Sequence[Cell], console: Console) -> dict[Cell, Prediction]:
-        if not cells:
+        if not cells or not self.predicts:
             return {}
         predictions, problems = plan.predict(cells)
         for problem in problems:

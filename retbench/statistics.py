@@ -35,7 +35,7 @@ def median_interval(groups: Sequence[Sequence[float]]) -> Interval:
     return Interval(float(np.median(samples)), float(low), float(high))
 
 
-def slope_interval(positions: Sequence[int], groups: Sequence[Sequence[Sequence[float]]]) -> Interval:
+def slope_interval(positions: Sequence[float], groups: Sequence[Sequence[Sequence[float]]]) -> Interval:
     """Least-squares slope of the median over ``positions``; ``groups`` holds each position's groups of samples."""
 
     def slope(medians: np.ndarray) -> np.ndarray:

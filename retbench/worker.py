@@ -63,9 +63,9 @@ def _measure(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     torch.set_default_dtype(TORCH_DTYPES[cell.dtype])
     if cell.mem_limit_bytes is not None:
         device.limit_memory(cell.mem_limit_bytes)
-    with torch.inference_mode(), torch.device(cell.device):
+    with torch.device(cell.device):
         if cell.checkpoint is None:
-            model = build(cell.system, cell.size, seed=cell.seed)
+            model = build(cell.system, cell.size, seed=cell.seed, **getattr(workload, "MODEL_OPTIONS", {}))
         else:
             model = load_checkpoint(cell.checkpoint, TORCH_DTYPES[cell.dtype], cell.device)
         yield {"cell": {"backend": model.backend, "form": model.decode_form}}

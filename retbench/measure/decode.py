@@ -6,6 +6,7 @@ from functools import partial
 from statistics import median
 
 import numpy as np
+import torch
 
 from models.language_model import LanguageModel, State
 from retbench.devices import MemoryPeak
@@ -47,6 +48,7 @@ class Depth:
             self.energy_mj = (after - before) / len(self.groups[-1])
 
 
+@torch.inference_mode()
 def measure(model: LanguageModel, task: Task) -> Parts:
     """Yields the timing, then the exact memory, then what prefill yields, whose time is set apart first."""
     seq_len = task.cell.seq_len

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from models.language_model import LanguageModel
@@ -26,6 +27,7 @@ class Forecast:
     warm_up: list[Sample]
 
 
+@torch.inference_mode()
 def measure(model: LanguageModel, task: Task) -> Parts:
     """Yields the TTFT, or why it was not measured, then the peak memory."""
     yield from measure_forecast(model, task, forecast(model, task))

@@ -1,0 +1,317 @@
+"""Table 1: how time and memory of training, prefill and decode grow over the length, system by system.
+
+Each system runs at lengths that double up to --seq-len, as long as the time lasts; the exponents are fitted to the
+longest ones and compared with what the paper says. Records go to results/, the figure to reports/complexity/.
+"""
+
+import math
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from retbench import options
+from retbench.options import Grid
+from retbench.quantities import parse_duration
+from retbench.record import Record
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from retbench.report.tables import Entry, Table
+    from retbench.statistics import Interval
+
+SYSTEMS = "transformer,transformer-flash,linear-transformer,lstm,rwkv,h3,hyena,retnet"
+ORDERS: dict[str, Callable[[float], float]] = {  # the exponent seen around a length
+    "O(1)": lambda length: 0.0,
+    "O(N)": lambda length: 1.0,
+    "O(N log N)": lambda length: 1.0 + 1.0 / math.log(length),
+    "O(N^2)": lambda length: 2.0,
+}
+TIME_TOLERANCE, BYTE_TOLERANCE = 0.15, 0.03  # of an exponent, for terms that have not died out at these lengths
+PARALLEL, SEQUENTIAL = 0.5, 0.2  # of the possible speed-up: above is parallel, below is not
+
+
+def command(
+    seq_len: options.SeqLen = "16384",
+    batch_size: options.BatchSize = "1",
+    systems: options.Systems = SYSTEMS,
+    size: options.Size = "mini",
+    dtype: options.DtypeName = "auto",
+    device: options.DeviceName = "auto",
+    threads: options.Threads = 0,
+    budget: options.Budget = "6m",
+    mem_limit: options.MemLimit = "",
+    out: options.Out = Path(),
+    fresh: options.Fresh = False,
+    dry_run: options.DryRun = False,
+    seed: options.Seed = 0,
+    output_format: options.Format = "table",
+) -> None:
+    grid = Grid(seq_len, batch_size, systems, size, dtype, device, threads, mem_limit, seed)
+    options.check_format(output_format)
+    chosen_device, cells = grid.cells("complexity")
+    budget_s = parse_duration(budget, "--budget")
+
+    from retbench.session import Report, Session
+
+    session = Session("complexity", chosen_device, cells, out, budget_s, fresh, dry_run, output_format, predicts=False)
+    session.run(Report(tables, figures))
+
+
+def tables(records: Sequence[Record]) -> "list[Table]":
+    """Table 1 measured, a row for each system and claim; then every exponent of every system."""
+    from retbench.report.conditions import disturbance_words, measured_words
+    from retbench.report.tables import Column, Entry, Table
+
+    conditions = (f"measured on {measured_words(records)}", *disturbance_words(records))
+    claims = (
+        Column("system", "system", justify="left"),
+        Column("quantity", "what", justify="left"),
+        Column("measured", "measured"),
+        Column("low", "95 % interval"),
+        Column("high", "its upper end", detail="data"),
+        Column("paper", "paper says", justify="left"),
+        Column("verdict", "verdict", justify="left"),
+    )
+    exponents = (
+        Column("system", "system", justify="left"),
+        *(Column(f"{name}_exponent", head, "exponent") for name, head in _EXPONENTS.items()),
+        Column("longest", "up to\ntokens", "tokens"),
+    )
+    return [
+        Table(
+            name="complexity",
+            title="Table 1, measured",
+            columns=claims,
+            rows=tuple(row for record in records for row in _claim_rows(record)),
+            footnotes=(*_NOTES, *_shortfalls(records), *conditions),
+            section=("system",),
+        ),
+        Table(
+            name="exponents",
+            title="Exponents over the length",
+            columns=exponents,
+            rows=tuple(
+                (Entry(record.cell.system, record.cell.system), *_exponent_entries(record), _longest(record))
+                for record in records
+            ),
+            footnotes=conditions,
+        ),
+    ]
+
+
+def figures(records: Sequence[Record]) -> "Mapping[str, Figure]":
+    """Four log-log panels, one line a system with its fitted exponent."""
+    from matplotlib.figure import Figure
+
+    from retbench.report.conditions import hardware_words
+    from retbench.report.layout import caption
+    from retbench.report.style import PAGE_WIDTH, looks, styled
+
+    look = looks(record.cell.system for record in records)
+    with styled():
+        figure = Figure(figsize=(PAGE_WIDTH, 5.6), layout="constrained")
+        for ax, (name, title, unit, key, scale) in zip(figure.subplots(2, 2).flat, _PANELS, strict=True):
+            ax.set(xscale="log", yscale="log", title=title, xlabel="length (tokens)", ylabel=unit)
+            for record in records:
+                _draw_line(ax, record, look[record.cell.system], name, key, scale)
+            _finish(ax, sorted({point["context"] for record in records for point in record.contexts}))
+        words = f"{records[0].cell.size}, batch {records[0].cell.batch_size}, {hardware_words(records)}"
+        caption(figure, f"Measured: {words}; numbers are exponents fitted to the longest lengths.", PAGE_WIDTH)
+    return {"complexity": figure}
+
+
+# ---- exponents
+
+_EXPONENTS = {
+    "decode": "decode\ntime",
+    "state": "state\nbytes",
+    "prefill": "prefill\ntime",
+    "prefill_memory": "prefill\nbytes",
+    "train": "train\ntime",
+    "train_memory": "train\nbytes",
+}
+
+
+def exponents(record: Record) -> "dict[str, Interval | None]":
+    """The exponent of each quantity of ``_EXPONENTS``, None where the lengths measured do not tell."""
+    from retbench.report.growth import added_time_growth, byte_growth, time_growth
+
+    def known(key: str) -> dict[int, Any]:
+        return {point["context"]: point[key] for point in record.contexts if key in point}
+
+    return {
+        "decode": added_time_growth(known("decode_ms_groups")),
+        "state": byte_growth(known("state_bytes")),
+        "prefill": time_growth(known("prefill_ms_groups")),
+        "prefill_memory": byte_growth(known("prefill_peak_memory_bytes")),
+        "train": time_growth(known("train_ms_groups")),
+        "train_memory": byte_growth(known("train_peak_memory_bytes")),
+    }
+
+
+def _exponent_entries(record: Record) -> "list[Entry]":
+    return [_interval_entry(found) for found in exponents(record).values()]
+
+
+def _interval_entry(found: "Interval | None") -> "Entry":
+    from retbench.report.numbers import ABSENT
+    from retbench.report.tables import Entry
+
+    return Entry(found.value, f"{found.value:.2f}") if found else Entry(None, ABSENT)
+
+
+def _longest(record: Record) -> "Entry":
+    from retbench.report.numbers import ABSENT, length
+    from retbench.report.tables import Entry
+
+    found = [point["context"] for point in record.contexts if "train_ms" in point]
+    return Entry(max(found), length(max(found))) if found else Entry(None, ABSENT)
+
+
+# ---- claims
+
+
+@cache
+def paper_claims() -> dict[str, dict[str, Any]]:
+    """System -> its row of Table 1."""
+    text = Path(__file__).with_suffix(".toml").read_text(encoding="utf-8")
+    claims: dict[str, dict[str, Any]] = tomllib.loads(text)["systems"]
+    return claims
+
+
+def verdict(found: "Interval | None", order: str, orders: Sequence[str], length: float, tolerance: float) -> str:
+    """Whether an exponent measured around ``length`` agrees with an order of growth: agrees, differs or undecided.
+
+    The interval, widened by the tolerance, decides; it is undecided when another one of ``orders`` fits as well.
+    """
+    if found is None:
+        return "undecided"
+    low, high = found.low - tolerance, found.high + tolerance
+    fitting = [name for name in orders if low <= ORDERS[name](length) <= high]
+    if order not in fitting:
+        return "differs" if fitting or found.high - found.low < 0.5 else "undecided"
+    return "agrees" if fitting == [order] else "undecided"
+
+
+def parallel_verdict(share: float | None, claimed: bool) -> str:
+    """Whether the share of the possible speed-up that reading positions together reaches agrees with the claim."""
+    if share is None or SEQUENTIAL <= share <= PARALLEL:
+        return "undecided"
+    return "agrees" if (share > PARALLEL) == claimed else "differs"
+
+
+def _claim_rows(record: Record) -> "list[tuple[Entry, ...]]":
+    """The claims of the paper about one system, beside what was measured; one row of dashes for what it has none."""
+    from retbench.report.numbers import ABSENT
+    from retbench.report.tables import Entry
+
+    system, claim = Entry(record.cell.system, record.cell.system), paper_claims().get(record.cell.system)
+    if record.status != "ok" and not record.contexts:
+        return [(system, *(Entry(None, ABSENT),) * 5, Entry(record.status, record.status, failed=True))]
+    found, around = exponents(record), math.sqrt(record.cell.seq_len * record.cell.seq_len / 8)
+    rows = []
+    for name, words, key, orders, tolerance in _CLAIMS:
+        said = claim[key] if claim else None
+        decided = verdict(found[name], said, orders, around, tolerance) if said else ABSENT
+        rows.append((system, Entry(key, words), *_measured_entries(found[name]), *_said(said, decided)))
+    return [_parallel_row(record, system, claim), *rows]
+
+
+def _measured_entries(found: "Interval | None") -> "tuple[Entry, Entry, Entry]":
+    from retbench.report.numbers import ABSENT
+    from retbench.report.tables import Entry
+
+    if found is None:
+        return (Entry(None, ABSENT),) * 3
+    entry = Entry(found.value, f"N^{found.value:.2f}" if found.value else "constant")
+    return entry, Entry(found.low, f"{found.low:.2f} to {found.high:.2f}"), Entry(found.high, f"{found.high:.2f}")
+
+
+def _parallel_row(record: Record, system: "Entry", claim: dict[str, Any] | None) -> "tuple[Entry, ...]":
+    """Training parallelism: the speed-up of positions read together, of the speed-up that was possible."""
+    from retbench.report.numbers import ABSENT, significant
+    from retbench.report.tables import Entry
+
+    speedup, possible = (record.metrics.get(f"{name}_speedup") for name in ("parallel", "possible"))
+    share = speedup / possible if speedup and possible else None
+    words = ABSENT if share is None else f"{significant(speedup)}x"
+    of = ABSENT if share is None else f"of {significant(possible)}x"
+    said = None if claim is None else "yes" if claim["training_parallel"] else "no"
+    decided = parallel_verdict(share, said == "yes") if said else ABSENT
+    return (
+        system,
+        Entry("training_parallel", "training, parallel"),
+        Entry(share, words),
+        Entry(None, of),
+        Entry(None, ABSENT),
+        *_said(said, decided),
+    )
+
+
+def _said(said: str | None, decided: str) -> "tuple[Entry, Entry]":
+    from retbench.report.numbers import ABSENT
+    from retbench.report.tables import Entry
+
+    return Entry(said, said or ABSENT), Entry(decided, decided, failed=decided == "differs")
+
+
+_CLAIMS = (
+    ("decode", "decode, time a token", "inference_cost", ("O(1)", "O(N)"), TIME_TOLERANCE),
+    ("train_memory", "training, memory", "memory", ("O(N)", "O(N log N)", "O(N^2)"), BYTE_TOLERANCE),
+)
+
+_NOTES = (
+    "exponents are fitted to the longest lengths; decode: what the context adds to a step; memory: the "
+    "fastest-growing term of exact bytes, forward + backward",
+    f"parallel: a training step over positions of one text against as many single steps, of the speed-up that single "
+    f"positions in one batch reach; above {PARALLEL:.0%} of it is parallel, below {SEQUENTIAL:.0%} is not",
+)
+
+
+def _shortfalls(records: Sequence[Record]) -> tuple[str, ...]:
+    """Why some lengths were not measured, and what failed."""
+    lines = []
+    for record in records:
+        if record.status != "ok":
+            lines.append(f"{record.cell.system}: {record.status}, {record.reason}")
+        for kind in ("decode", "prefill", "train"):
+            if reason := record.notes.get(f"{kind}_stopped"):
+                done = max((point["context"] for point in record.contexts if f"{kind}_ms" in point), default=0)
+                lines.append(f"{record.cell.system}: {kind} up to {done} only, the next length {reason}")
+    return tuple(lines)
+
+
+# ---- the figure
+
+_PANELS = (
+    ("decode", "(a) one decode step", "ms", "decode_ms", 1.0),
+    ("prefill", "(b) prefill", "ms", "prefill_ms", 1.0),
+    ("train", "(c) training step, forward + backward", "ms", "train_ms", 1.0),
+    ("train_memory", "(d) memory of the training step", "MiB", "train_peak_memory_bytes", 2.0**20),
+)
+
+
+def _draw_line(ax: "Axes", record: Record, look: Any, name: str, key: str, scale: float) -> None:
+    points = [(point["context"], point[key] / scale) for point in record.contexts if key in point]
+    if not points:
+        return
+    found = exponents(record)[name]
+    label = f"{record.cell.system}  {found.value:.2f}" if found else record.cell.system
+    x, y = zip(*points, strict=True)
+    ax.plot(x, y, color=look.colour, marker=look.marker, label=label)
+
+
+def _finish(ax: "Axes", lengths: Sequence[int]) -> None:
+    """Lengths as ticks, the legend with the exponents beside the panel."""
+    from matplotlib.ticker import NullLocator
+
+    from retbench.report.numbers import length
+
+    ax.set_xticks(lengths, [length(tick) for tick in lengths])
+    ax.xaxis.set_minor_locator(NullLocator())
+    if ax.lines:
+        ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -1,0 +1,205 @@
+"""Complexity: one system's decode step, prefill and training step over lengths that double up to seq_len.
+
+The vocabulary is small, so that the head does not hide what grows with the length. Memory is exact, in passes of its
+own; times are visited in rounds over all lengths, so that a machine that slows down slows all of them.
+"""
+
+# B batch, T positions, V vocabulary
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from statistics import median
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.language_model import LanguageModel
+from retbench.measure import Part, Parts, Task
+from retbench.quantities import format_bytes, format_duration
+from retbench.statistics import median_interval
+from retbench.timing import TRIVIAL_S, Deadline, sample
+
+MODEL_OPTIONS = {"vocab_size": 256}
+
+SHORTEST = 256
+GROWTH = 4.5  # of time or bytes when the length doubles, at most: quadratic, and some noise
+MEMORY_SHARE = 0.9  # of the free memory that a run may be expected to need
+FIRST_ROUND_SHARE = 0.6  # of the time; the rest repeats what was measured
+VISIT_S = 0.1  # of timed runs a visit, where one run is shorter
+MOST_RUNS = 16  # a visit
+PARALLEL_LENGTH = 1024  # positions of the training step that is compared with as many single ones
+
+Run = Callable[[], object]
+
+
+@dataclass
+class Series:
+    """One kind of run over the lengths measured so far, and why there are no longer ones."""
+
+    kind: str
+    prepare: Callable[[int], Run]  # length -> what is timed
+    groups: dict[int, list[list[float]]] = field(default_factory=dict)  # ms, a group for every visit
+    peak_bytes: dict[int, int] = field(default_factory=dict)
+    stopped: str | None = None
+
+    def run_s(self, length: int) -> float:
+        """Seconds that a run of a length measured took when it was first visited."""
+        return median(self.groups[length][0]) / 1e3
+
+    def expected(self) -> tuple[float, int]:
+        """Seconds and bytes that a run of the next length will take at most."""
+        if not self.groups:
+            return 0.0, 0
+        longest = max(self.groups)
+        return GROWTH * self.run_s(longest), int(GROWTH * self.peak_bytes[longest])
+
+
+def measure(model: LanguageModel, task: Task) -> Parts:
+    """Yields the bytes and times of every length when it is done, then how parallel training is, then all times."""
+    batch_size = task.cell.batch_size
+    series = [
+        Series("decode", partial(_decode, model, task)),
+        Series("prefill", partial(_prefill, model, task)),
+        Series("train", lambda length: _train(model, task, batch_size, length)),
+    ]
+    first_round = task.deadline.fraction(FIRST_ROUND_SHARE)
+    for length in lengths(task.cell.seq_len):
+        for one in series:
+            if _possible(one, task, first_round):
+                _visit_first(one, model, task, length)
+        if any(length in one.groups for one in series):
+            yield {"contexts": [{**_bytes(series, model, task, length), **_times(series, length)}]}
+    yield {"metrics": _parallelism(model, task, first_round)}
+    while _repeat(series, task):
+        pass
+    yield {
+        "contexts": [_times(series, length) for length in sorted({n for one in series for n in one.groups})],
+        "metrics": {"parameters": sum(parameter.numel() for parameter in model.parameters())},
+        "notes": {**MODEL_OPTIONS, **{f"{one.kind}_stopped": one.stopped for one in series if one.stopped}},
+    }
+
+
+def lengths(longest: int) -> list[int]:
+    """The longest, its half and so on down to about ``SHORTEST``, shortest first."""
+    found = [longest]
+    while found[-1] >= 2 * SHORTEST:
+        found.append(found[-1] // 2)
+    return found[::-1]
+
+
+def _possible(series: Series, task: Task, deadline: Deadline) -> bool:
+    """Whether the next length may be run; a series that was stopped once is not taken up again."""
+    if series.stopped is None:
+        expected_s, expected_bytes = series.expected()
+        free, left_s = int(MEMORY_SHARE * task.device.free_bytes()), max(deadline.left_s, TRIVIAL_S)
+        if expected_bytes > free:
+            series.stopped = f"may need {format_bytes(expected_bytes)}, {format_bytes(free)} are free"
+        elif 2 * expected_s > left_s:  # once for its memory and once for its time
+            series.stopped = f"may take {format_duration(2 * expected_s)}, {format_duration(left_s)} are left"
+    return series.stopped is None
+
+
+def _visit_first(series: Series, model: LanguageModel, task: Task, length: int) -> None:
+    """The exact memory, which warms up as well, then a timed visit."""
+    peak = task.device.peak_memory(lambda: series.prepare(length), lambda run: run())
+    series.peak_bytes[length] = model.weights_bytes() + peak.tensor_bytes
+    _visit(series, task, length)
+
+
+def _visit(series: Series, task: Task, length: int) -> None:
+    """One run that counts only if it is long, else as many as fit into ``VISIT_S`` after it."""
+    run = series.prepare(length)
+    first_ms = sample(run, task.device).wall_ns / 1e6
+    count = min(MOST_RUNS, int(1e3 * VISIT_S / first_ms))
+    group = [sample(run, task.device).wall_ns / 1e6 for _ in range(count)]
+    series.groups.setdefault(length, []).append(group or [first_ms])
+
+
+def _repeat(series: list[Series], task: Task) -> bool:
+    """One more visit to every length, the cheap ones first; says whether there was time for any."""
+    points = [(one.run_s(length), length, one) for one in series for length in one.groups]
+    visited = False
+    for run_s, length, one in sorted(points, key=lambda point: point[0]):
+        if 2 * max(run_s, VISIT_S) < task.deadline.left_s:
+            _visit(one, task, length)
+            visited = True
+    return visited
+
+
+def _decode(model: LanguageModel, task: Task, length: int) -> Run:
+    """One step after ``length`` - 1 tokens, with a state of random values."""
+    state = model.init_state(task.cell.batch_size, length)
+    state.fill_(length - 1, task.cell.seed)
+    token = task.tokens(model.config.vocab_size, task.cell.batch_size)
+
+    def run() -> None:
+        state.position = length - 1
+        model.step(token, state)
+
+    return run
+
+
+def _prefill(model: LanguageModel, task: Task, length: int) -> Run:
+    prompt = task.tokens(model.config.vocab_size, task.cell.batch_size, length)
+    return lambda: model.prefill(prompt)
+
+
+def _train(model: LanguageModel, task: Task, batch_size: int, length: int) -> Run:
+    """Forward and backward of the next-token loss; the gradients are dropped after it, as before the next step."""
+    tokens = task.tokens(model.config.vocab_size, batch_size, length)
+    targets = task.tokens(model.config.vocab_size, batch_size, length)
+
+    def run() -> None:
+        _loss(model, tokens, targets).backward()  # type: ignore[no-untyped-call]
+        model.zero_grad(set_to_none=True)
+
+    return run
+
+
+def _loss(model: LanguageModel, tokens: Tensor, targets: Tensor) -> Tensor:
+    logits = model(tokens)  # (B, T, V)
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+
+
+def _bytes(series: list[Series], model: LanguageModel, task: Task, length: int) -> Part:
+    """Exact bytes of one length."""
+    state = model.init_state(task.cell.batch_size, length)
+    state.fill_(length)
+    peaks = {f"{one.kind}_peak_memory_bytes": one.peak_bytes[length] for one in series if length in one.peak_bytes}
+    return {"context": length, "state_bytes": state.nbytes, **peaks}
+
+
+def _times(series: list[Series], length: int) -> Part:
+    """The median of every kind at one length with its interval and the samples of every visit, ms."""
+    part: Part = {"context": length}
+    for one in series:
+        if length in one.groups:
+            interval = median_interval(one.groups[length])
+            part |= {f"{one.kind}_ms": interval.value, f"{one.kind}_ms_groups": one.groups[length]}
+            part |= {f"{one.kind}_ms_low": interval.low, f"{one.kind}_ms_high": interval.high}
+    return part
+
+
+def _parallelism(model: LanguageModel, task: Task, deadline: Deadline) -> dict[str, float]:
+    """How many times faster a training step reads positions together than one by one, and how much could be.
+
+    ``parallel_speedup``: time of T single positions / time of T positions of one text. ``possible_speedup``: the same
+    against T texts of one position, which have the same products and nothing to wait for.
+    """
+    length = min(PARALLEL_LENGTH, task.cell.seq_len)
+
+    def seconds(batch_size: int, positions: int) -> float:
+        run = _train(model, task, batch_size, positions)
+        run()
+        samples = [sample(run, task.device).wall_ns / 1e9]
+        while len(samples) < 3 or (len(samples) < MOST_RUNS and sum(samples) < VISIT_S and deadline.left_s > 0):
+            samples.append(sample(run, task.device).wall_ns / 1e9)
+        return median(samples)
+
+    one_by_one = length * seconds(1, 1)
+    return {
+        "parallel_length": length,
+        "parallel_speedup": one_by_one / seconds(1, length),
+        "possible_speedup": one_by_one / seconds(length, 1),
+    }

@@ -1,0 +1,101 @@
+"""The complexity experiment: verdicts on known numbers, and the command for real at size tiny."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from experiments import complexity
+from retbench.statistics import Interval
+from tests.experiments.conftest import run, stored
+from tests.report.factory import cell, record
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "order", "expected"),
+    [
+        (0.0, 0.0, "O(1)", "agrees"),
+        (0.95, 1.02, "O(1)", "differs"),
+        (1.95, 2.0, "O(N^2)", "agrees"),
+        (1.0, 1.0, "O(N^2)", "differs"),
+        (0.4, 0.7, "O(N)", "differs"),
+        (0.2, 1.7, "O(N)", "undecided"),
+        (0.6, 1.3, "O(N)", "undecided"),
+    ],
+)
+def test_a_verdict_needs_the_claimed_order_and_no_other_to_fit(
+    low: float, high: float, order: str, expected: str
+) -> None:
+    found = Interval((low + high) / 2, low, high)
+
+    assert complexity.verdict(found, order, list(complexity.ORDERS), 4096.0, 0.03) == expected
+
+
+def test_without_a_measurement_the_verdict_is_undecided() -> None:
+    assert complexity.verdict(None, "O(1)", ["O(1)"], 4096.0, 0.1) == "undecided"
+    assert complexity.parallel_verdict(None, True) == "undecided"
+
+
+@pytest.mark.parametrize(
+    ("share", "claimed", "expected"),
+    [(0.9, True, "agrees"), (0.9, False, "differs"), (0.1, False, "agrees"), (0.1, True, "differs"),
+     (0.3, True, "undecided")],
+)  # fmt: skip
+def test_parallel_training_is_a_large_share_of_the_possible_speed_up(
+    share: float, claimed: bool, expected: str
+) -> None:
+    assert complexity.parallel_verdict(share, claimed) == expected
+
+
+def test_every_row_of_the_papers_table_is_claimed_in_orders_that_we_know() -> None:
+    claims = complexity.paper_claims()
+
+    assert len(claims) == 7
+    for claim in claims.values():
+        assert claim["inference_cost"] in complexity.ORDERS
+        assert claim["memory"] in complexity.ORDERS
+
+
+def test_the_table_shows_measured_exponents_beside_the_papers_and_failures_in_words() -> None:
+    lengths = [256 * 2**n for n in range(7)]
+    contexts = [
+        {"context": n, "decode_ms_groups": [[2.0 + n / 256, 2.0 + n / 256]] * 3, "state_bytes": 64 * n,
+         "train_ms": 1.0, "train_peak_memory_bytes": 10**6 + n * n}
+        for n in lengths
+    ]  # fmt: skip
+    metrics = {"parallel_speedup": 90.0, "possible_speedup": 100.0}
+    transformer = record(cell("transformer"), metrics=metrics, contexts=contexts)
+    failed = record(cell("retnet"), "killed", reason="killed by SIGKILL")
+
+    claims, exponents = complexity.tables([transformer, failed])
+
+    verdicts = {row[1].value: row[-1].text for row in claims.rows if row[0].text == "transformer"}
+    assert verdicts == {"training_parallel": "agrees", "inference_cost": "agrees", "memory": "agrees"}
+    assert [row[-1].text for row in claims.rows if row[0].text == "retnet"] == ["killed"]
+    assert any("killed by SIGKILL" in note for note in claims.footnotes)
+    assert [entry.text for entry in exponents.rows[0]][:3] == ["transformer", "1.00", "1.00"]
+
+
+def test_the_command_measures_every_length_and_draws_the_figure(tmp_path: Path) -> None:
+    arguments = ["complexity", "--systems", "retnet,transformer", "--size", "tiny", "--seq-len", "4096"]
+    done = run(tmp_path, *arguments, "--dtype", "fp32", "--threads", "1", "--budget", "20s", "--format", "json")
+
+    assert done.returncode == 0, done.stderr
+    by_system = {found.cell.system: found for found in stored(tmp_path, "complexity")}
+    assert [point["context"] for point in by_system["retnet"].contexts] == [256 * 2**n for n in range(5)]
+    states = {name: [point["state_bytes"] for point in found.contexts] for name, found in by_system.items()}
+    assert len(set(states["retnet"])) == 1
+    assert states["transformer"] == [states["transformer"][0] * 2**n for n in range(5)]
+    rows = {row["system"]: row for row in json.loads(done.stdout)["exponents"]["rows"]}
+    assert rows["retnet"]["state_exponent"] == 0
+    assert rows["transformer"]["state_exponent"] == pytest.approx(1.0, abs=0.02)
+    assert rows["retnet"]["train_memory_exponent"] == pytest.approx(1.0, abs=0.02)
+    assert by_system["retnet"].metrics["parallel_speedup"] > 1
+    assert (tmp_path / "reports/complexity/complexity.png").stat().st_size > 0
+
+
+def test_a_figure_without_a_single_point_is_still_drawn() -> None:
+    failed = record(replace(cell("retnet"), workload="complexity"), "oom")
+
+    assert complexity.figures([failed]).keys() == {"complexity"}
