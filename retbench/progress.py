@@ -52,6 +52,9 @@ class Progress(AbstractContextManager["Progress"]):
             stored = " (stored)" if reused else ""
             self._line(f"[{len(self.records)}/{self.total}] {record.cell.label}: {summary(record)}{stored}")
 
+    def mended(self, problem: str) -> None:
+        self._line(problem)
+
     def _line(self, text: str) -> None:
         self.console.print(text, soft_wrap=True, markup=False, highlight=False)
 

@@ -27,6 +27,8 @@ class Listener(Protocol):
 
     def finished(self, record: Record, reused: bool) -> None: ...
 
+    def mended(self, problem: str) -> None: ...
+
 
 @dataclass(frozen=True)
 class Sweep:
@@ -75,7 +77,8 @@ class Sweep:
             listener.started(cell, deadline.left_s)
             share = plan.share(todo, predictions, self.device, deadline.left_s)
             records[cell] = self._measure(cell, predictions.get(cell, {}), share, execute)
-            self.store.append(records[cell])
+            for problem in self.store.append(records[cell]):
+                listener.mended(problem)
             listener.finished(records[cell], reused=False)
             todo = todo[1:]
         return [records[cell] for cell in self.cells]

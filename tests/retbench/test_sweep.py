@@ -39,6 +39,9 @@ class Listener:
     def finished(self, record: Record, reused: bool) -> None:
         self.told.append(f"finished {record.cell.system}{' again' if reused else ''}: {record.status}")
 
+    def mended(self, problem: str) -> None:
+        self.told.append(problem)
+
 
 @dataclass
 class FakeDevice:
@@ -96,6 +99,21 @@ def test_a_record_is_on_disk_before_the_next_cell_starts(tmp_path: Path) -> None
     one.run({}, {}, Deadline(60.0), Listener(), execute)
 
     assert stored == [0, 1, 2]
+
+
+def test_a_torn_line_that_is_found_while_the_sweep_runs_is_told(tmp_path: Path) -> None:
+    one, listener = sweep_of(tmp_path), Listener()
+
+    def execute(request: dict[str, Any], threads: int, timeout_s: float) -> Outcome:
+        if request["cell"]["system"] == "transformer":
+            with one.store.path.open("a") as file:  # another process, killed while it wrote
+                file.write('{"half":')
+        return OK
+
+    one.run({}, {}, Deadline(60.0), listener, execute)
+
+    assert [told for told in listener.told if "torn last line of 8 bytes" in told] == [listener.told[3]]
+    assert len(one.store.read().records) == 3
 
 
 def test_an_interrupt_loses_the_cell_in_flight_alone(tmp_path: Path) -> None:
