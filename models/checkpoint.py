@@ -32,7 +32,8 @@ def load_checkpoint(
 ) -> LanguageModel:
     """The model in a checkpoint folder, in ``dtype`` or, without one, in the dtype that is stored.
 
-    Weights stored in several dtypes become the smallest that holds all of them. Raises CheckpointError for anything
+    Weights stored in several dtypes become the smallest that holds all of them, but for those that a model keeps in
+    float32 whatever its dtype. Raises CheckpointError for anything
     that would not give exactly the model that was saved; it lists missing, unknown and mis-shaped tensors.
     """
     folder = Path(folder)
@@ -47,8 +48,8 @@ def load_checkpoint(
         raise CheckpointError(folder, [problem])
     model = _without_weights(folder / CONFIG, config)
     chosen = _match(folder, layout, model, stored)
-    target = dtype or reduce(torch.promote_types, (DTYPES[tensor.dtype] for tensor in chosen.values()))
-    _assign(model, {name: tensor.read(target, device) for name, tensor in chosen.items()})
+    dtypes = _dtypes(model, dtype or _stored_dtype(model, chosen))
+    _assign(model, {name: tensor.read(dtypes[name], device) for name, tensor in chosen.items()})
     return model
 
 
@@ -108,6 +109,17 @@ def _own_tensors(model: LanguageModel) -> dict[str, Tensor]:
     """The tensors of a model by name, tied ones once."""
     tied = ("head.weight",) if model.config.tied_embeddings else ()
     return {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
+
+
+def _stored_dtype(model: LanguageModel, chosen: Mapping[str, Stored]) -> torch.dtype:
+    """The smallest dtype that holds all stored weights but those that a cast of the model leaves in float32."""
+    cast = [name for name, dtype in _dtypes(model, torch.float16).items() if dtype == torch.float16]
+    return reduce(torch.promote_types, (DTYPES[chosen[name].dtype] for name in cast if name in chosen))
+
+
+def _dtypes(model: LanguageModel, dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """The dtype of each tensor of a model without weights once it is cast to ``dtype``."""
+    return {name: tensor.dtype for name, tensor in model.to(dtype).state_dict().items()}
 
 
 def _assign(model: LanguageModel, weights: Mapping[str, Tensor]) -> None:
