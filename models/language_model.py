@@ -8,14 +8,18 @@ A system's file gives a token mixer and the state that the mixer keeps while dec
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Protocol, cast
+from typing import ClassVar, Literal, Protocol, cast, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.config import Config
+from models.native.decoder import Decoder, MixerShape
 from models.rotary import inverse_frequencies, rotation
+
+
+DecodeBackend = Literal["native", "torch"]
 
 
 class LayerState(Protocol):
@@ -161,6 +165,8 @@ class LanguageModel(nn.Module):
         if config.tied_embeddings:
             self.head.weight = self.embedding.weight
         self._frequencies = Constant(partial(inverse_frequencies, config, self.d_rotary))
+        self._decoder: Decoder | None = None  # made by the first step
+        self._decode_natively = True
         self._initialise()
 
     def make_mixer(self) -> Mixer:
@@ -185,6 +191,30 @@ class LanguageModel(nn.Module):
         """How a step is computed, for the record."""
         return "recurrent"
 
+    @property
+    def decode_backend(self) -> DecodeBackend:
+        """What computes a step: native code where it can, else torch. Set it to "torch" for the plain reference."""
+        return "native" if self._decode_natively and self.no_native_step() is None else "torch"
+
+    @decode_backend.setter
+    def decode_backend(self, backend: DecodeBackend) -> None:
+        """Raises ValueError for another name, or where there is no native step."""
+        if backend not in get_args(DecodeBackend):
+            raise ValueError(f"decode_backend must be one of {', '.join(get_args(DecodeBackend))}, not {backend!r}")
+        reason = self.no_native_step()
+        if backend == "native" and reason:
+            raise ValueError(f"decode_backend cannot be native: {reason}")
+        self._decode_natively = backend == "native"
+
+    def no_native_step(self) -> str | None:
+        """Why a step of this model cannot be native code, None where it can."""
+        decoder = self._native_decoder()
+        return f"{self.config.system} has no native decode step" if decoder is None else decoder.unsupported()
+
+    def native_mixer(self, frequencies: Tensor) -> MixerShape | None:
+        """What the native step has to know of the mixers, None where it does not know them."""
+        return None
+
     def forward(self, tokens: Tensor) -> Tensor:
         """Training form: (B, T) int64, T >= 1 -> logits (B, T, V)."""
         _check_not_empty(tokens)
@@ -205,12 +235,27 @@ class LanguageModel(nn.Module):
     @torch.no_grad()
     def step(self, token: Tensor, state: State) -> tuple[Tensor, State]:
         """(B,) int64 -> logits (B, V); the state is updated in place and returned."""
+        decoder = self._native_decoder() if self._decode_natively else None
+        logits = decoder.step(token, state) if decoder else None
+        if logits is None:
+            logits = self._torch_step(token, state)
+        state.position += 1
+        return logits, state
+
+    def _torch_step(self, token: Tensor, state: State) -> Tensor:
+        """The plain step, reference of the native one: (B,) -> (B, V)."""
         positions = self.positions(state.position, 1)
         x = self._embed(token)  # (B, D)
         for block, layer_state in zip(self.blocks, state.layers, strict=True):
             x = block.step(x, positions, layer_state)
-        state.position += 1
-        return self.head(self.norm(x)), state
+        logits: Tensor = self.head(self.norm(x))
+        return logits
+
+    def _native_decoder(self) -> Decoder | None:
+        if self._decoder is None:
+            mixer = self.native_mixer(self._frequencies.on(torch.device("cpu")))
+            self._decoder = Decoder(self, mixer) if mixer else None
+        return self._decoder
 
     def init_state(self, batch_size: int, max_seq_len: int) -> State:
         """An empty state. A KV cache is allocated for ``max_seq_len`` tokens; a recurrent state ignores it."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from models import retention
 from models.config import Config, require_divisible
 from models.language_model import Constant, LanguageModel, LayerState, Mixer, Positions, state_dtype
+from models.native.decoder import MixerShape
 from models.rotary import rotate
 
 SYSTEMS = {
@@ -177,6 +178,15 @@ class RetNet(LanguageModel):
     @property
     def d_rotary(self) -> int:
         return cast(RetNetConfig, self.config).d_k
+
+    def native_mixer(self, frequencies: Tensor) -> MixerShape:
+        config = cast(RetNetConfig, self.config)
+        heads, log_gamma = config.n_heads, self._log_gamma.on(frequencies.device)
+        return MixerShape(
+            *(heads, heads, config.d_k, config.d_v, frequencies, log_gamma),
+            gate=config.gate,
+            group_rmsnorm=config.group_norm == "rmsnorm",
+        )
 
     def positions(self, start: int, length: int) -> RetentionPositions:
         base = super().positions(start, length)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from models import attention
 from models.config import Config, require_divisible
 from models.language_model import LanguageModel, LayerState, Mixer, Positions
+from models.native.decoder import MixerShape
 from models.rotary import rotate
 
 SYSTEMS = {
@@ -69,12 +70,16 @@ class KVCache:
     def append(self, k: Tensor, v: Tensor, start: int) -> tuple[Tensor, Tensor]:
         """Writes k, v (B, G, T, K) at ``start`` and returns all keys and values so far (B, G, start + T, K)."""
         end = start + k.shape[2]
-        if end > self.keys.shape[2]:
-            grow = max(end, 2 * self.keys.shape[2]) - self.keys.shape[2]
-            self.keys, self.values = (nn.functional.pad(x, (0, 0, 0, grow)) for x in (self.keys, self.values))
+        self.reserve(end)
         self.keys[:, :, start:end] = k
         self.values[:, :, start:end] = v
         return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def reserve(self, length: int) -> None:
+        """Makes room for ``length`` tokens, at least doubling when there is none."""
+        if length > self.keys.shape[2]:
+            grow = max(length, 2 * self.keys.shape[2]) - self.keys.shape[2]
+            self.keys, self.values = (nn.functional.pad(x, (0, 0, 0, grow)) for x in (self.keys, self.values))
 
     def tensors(self) -> list[Tensor]:
         return [self.keys, self.values]
@@ -161,6 +166,12 @@ class Transformer(LanguageModel):
     @property
     def d_rotary(self) -> int:
         return cast(TransformerConfig, self.config).d_head
+
+    def native_mixer(self, frequencies: Tensor) -> MixerShape | None:
+        config = cast(TransformerConfig, self.config)
+        if config.kv_cache == "concatenated":
+            return None  # a baseline: it stays as slow as it was
+        return MixerShape(config.n_heads, config.n_kv_heads, config.d_head, config.d_head, frequencies)
 
     @property
     def backend(self) -> str:

@@ -1,0 +1,172 @@
+"""A model's decode step as one native call: what it supports, the pointers it is given, the memory it needs."""
+
+# B batch, H query heads, G key-value heads, K key dim, V value dim
+
+import ctypes
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+from models.native.library import Unavailable, library
+
+if TYPE_CHECKING:
+    from models.language_model import LanguageModel, State
+    from models.transformer import KVCache
+
+DTYPES = (torch.float32, torch.bfloat16)
+ROTARY = ("none", "interleaved", "half-split")
+MODEL_WEIGHTS = ("embedding.weight", "norm.weight", "norm.bias", "head.weight")  # in the order of struct Model
+LAYER_WEIGHTS = (  # in the order of struct Layer
+    *("mixer_norm.weight", "mixer_norm.bias"),
+    *(f"mixer.{name}.weight" for name in ("q_proj", "k_proj", "v_proj", "g_proj", "out_proj")),
+    *("mixer.group_norm_weight", "ffn_norm.weight", "ffn_norm.bias"),
+    *("ffn.gate_proj.weight", "ffn.up_proj.weight", "ffn.down_proj.weight"),
+)
+
+
+@dataclass(frozen=True)
+class MixerShape:
+    """What the native step has to know of a mixer: retention where there are decays, softmax attention elsewhere."""
+
+    n_heads: int
+    n_kv_heads: int
+    d_k: int
+    d_v: int
+    frequencies: Tensor  # (K / 2,) float64
+    log_gamma: Tensor | None = None  # (H,) float64
+    gate: bool = False
+    group_rmsnorm: bool = False
+
+
+class Shape(ctypes.Structure):
+    """struct Shape of step.cpp, field by field."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("batch", "d_model", "n_layers", "vocab", "d_ffn", "n_heads")),
+        *((name, ctypes.c_int64) for name in ("n_kv_heads", "d_k", "d_v", "capacity", "position", "attention", "bf16")),
+        *((name, ctypes.c_int64) for name in ("rmsnorm", "group_rmsnorm", "swiglu", "gate", "rotary")),
+        *((name, ctypes.c_double) for name in ("norm_eps", "embedding_scale")),
+        *((name, ctypes.c_void_p) for name in ("frequencies", "log_gamma")),
+    )
+
+
+class Decoder:
+    """Makes native steps of one model. The weights stay the model's own and may change between steps."""
+
+    def __init__(self, model: "LanguageModel", mixer: MixerShape) -> None:
+        config = model.config
+        self._mixer = mixer
+        self._weight_places = _weight_places(model)
+        self._checked: list[int | None] = []  # the pointers of the weights for which ``_reason`` holds
+        self._reason: str | None = None
+        shape = Shape(
+            d_model=config.d_model,
+            n_layers=config.n_layers,
+            vocab=config.vocab_size,
+            d_ffn=config.d_ffn,
+            n_heads=mixer.n_heads,
+            n_kv_heads=mixer.n_kv_heads,
+            d_k=mixer.d_k,
+            d_v=mixer.d_v,
+            attention=mixer.log_gamma is None,
+            rmsnorm=config.norm == "rmsnorm",
+            group_rmsnorm=mixer.group_rmsnorm,
+            swiglu=config.ffn == "swiglu",
+            gate=mixer.gate,
+            rotary=ROTARY.index(config.rotary),
+            norm_eps=config.norm_eps,
+            embedding_scale=config.embedding_scale,
+        )
+        self._shape = bytes(shape)  # a model that holds pointers could not be copied
+
+    def unsupported(self) -> str | None:
+        """Why the model cannot step natively as it is now, None when it can."""
+        loaded = library()
+        if isinstance(loaded, Unavailable):
+            return str(loaded)
+        weights = [weight for weight in self._weights() if weight is not None]
+        dtype, device = weights[0].dtype, weights[0].device
+        if device.type != "cpu" or dtype not in DTYPES:
+            return f"the native decode step is for float32 and bfloat16 on a CPU, not {dtype} on {device.type}"
+        if any((w.dtype, w.device) != (dtype, device) or not w.is_contiguous() for w in weights):
+            return "the native decode step needs contiguous weights of one dtype on one device"
+        return None
+
+    def step(self, token: Tensor, state: "State") -> Tensor | None:
+        """token (B,) int64 -> logits (B, V), the state's values updated in place; None where torch has to do it.
+
+        Fake tensors get the same allocations and nothing else, so that memory can be predicted.
+        Raises IndexError for a token that is not in the vocabulary.
+        """
+        weights = self._weights()
+        first = weights[0]
+        if first is None or first.device.type != "cpu" or first.dtype not in DTYPES or torch.compiler.is_compiling():
+            return None
+        fake = isinstance(first, FakeTensor)
+        pointers = [] if fake else [None if weight is None else weight.data_ptr() for weight in weights]
+        if fake or pointers != self._checked:
+            self._reason, self._checked = self.unsupported(), pointers
+        loaded = library()
+        tensors = self._state_tensors(token, state, first.dtype)
+        if self._reason is not None or tensors is None or isinstance(loaded, Unavailable):
+            return None
+
+        shape = Shape.from_buffer_copy(self._shape)
+        shape.batch, shape.position, shape.bf16 = token.shape[0], state.position, first.dtype == torch.bfloat16
+        shape.capacity = tensors[0].shape[2]
+        threads = torch.get_num_threads()
+        nbytes = loaded.retbench_scratch_bytes(ctypes.byref(shape), ctypes.c_int64(threads))
+        scratch = torch.empty(nbytes, dtype=torch.uint8, device="cpu")
+        logits = torch.empty(shape.batch, shape.vocab, dtype=first.dtype, device="cpu")
+        if fake:
+            return logits
+        frequencies, log_gamma = self._mixer.frequencies, self._mixer.log_gamma
+        shape.frequencies = frequencies.data_ptr()
+        shape.log_gamma = None if log_gamma is None else log_gamma.data_ptr()
+        wrong = loaded.retbench_step(
+            ctypes.byref(shape),
+            (ctypes.c_void_p * len(pointers))(*pointers),
+            (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors)),
+            (ctypes.c_int64 * shape.batch)(*token.tolist()),
+            *(ctypes.c_void_p(tensor.data_ptr()) for tensor in (logits, scratch)),
+            ctypes.c_int64(threads),
+        )
+        if wrong >= 0:
+            raise IndexError(f"token {token[wrong].item()} is not in the vocabulary of {shape.vocab}")
+        return logits
+
+    def _weights(self) -> list[Tensor | None]:
+        return [None if place is None else place[0][place[1]] for place in self._weight_places]
+
+    def _state_tensors(self, token: Tensor, state: "State", dtype: torch.dtype) -> list[Tensor] | None:
+        """The tensors of all layers, with room for one more token; None when they are not what the step knows."""
+        mixer, tensors = self._mixer, list[Tensor]()
+        if mixer.log_gamma is None:
+            for layer in state.layers:
+                cast("KVCache", layer).reserve(state.position + 1)
+        for layer in state.layers:
+            tensors += layer.tensors()
+        rows, wanted = (mixer.d_k, torch.float32) if mixer.log_gamma is not None else (tensors[0].shape[2], dtype)
+        expected = (token.numel(), mixer.n_kv_heads, rows, mixer.d_v)
+        known = token.dtype == torch.int64 and token.ndim == 1 and token.device.type == "cpu"
+        if known and all(t.shape == expected and t.dtype == wanted and t.is_contiguous() for t in tensors):
+            return tensors
+        return None
+
+
+def _weight_places(model: nn.Module) -> list[tuple[dict[str, Tensor | None], str] | None]:
+    """Where each weight is found, in the order of struct Model and struct Layer; None for what the model lacks.
+
+    A place rather than a tensor: casts and loaded checkpoints put other tensors there.
+    """
+    layers = range(len(cast(nn.ModuleList, model.get_submodule("layers"))))
+    names = (*MODEL_WEIGHTS, *(f"layers.{layer}.{name}" for layer in layers for name in LAYER_WEIGHTS))
+    modules = dict(model.named_modules())
+    places: list[tuple[dict[str, Tensor | None], str] | None] = []
+    for owner, _, name in (full_name.rpartition(".") for full_name in names):
+        parameters = cast(dict[str, Tensor | None], modules[owner]._parameters) if owner in modules else {}
+        places.append((parameters, name) if name in parameters else None)
+    return places

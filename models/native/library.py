@@ -1,0 +1,98 @@
+"""Compiles step.cpp once with the machine's own compiler, keeps it in the user's cache folder and loads it."""
+
+import ctypes
+import hashlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+
+SOURCES = sorted(path for path in Path(__file__).parent.iterdir() if path.suffix in (".cpp", ".h"))
+COMPILERS = ("c++", "g++", "clang++")
+FLAGS = (
+    *("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-pthread"),
+    *("-ffp-contract=fast", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"),
+)
+COMPILE_TIMEOUT_S = 300
+
+
+class Unavailable(Exception):
+    """Why there is no native code here, in words."""
+
+
+@cache
+def library() -> ctypes.CDLL | Unavailable:
+    """The loaded library, or why there is none; tried once a process."""
+    try:
+        return _load()
+    except Unavailable as reason:
+        return reason
+    except (OSError, subprocess.SubprocessError) as error:
+        return Unavailable(f"the native decode step cannot be built: {error}")
+
+
+def _load() -> ctypes.CDLL:
+    if sys.platform != "linux" or sys.byteorder != "little":
+        raise Unavailable(f"the native decode step needs Linux, this is {sys.platform}")
+    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
+    if compiler is None:
+        raise Unavailable(f"the native decode step needs a C++ compiler: none of {', '.join(COMPILERS)} is on the path")
+    name = f"step-{_key(compiler)}.so"
+    try:
+        folder = _cache_folder()
+        return _tested(folder / name) if (folder / name).exists() else _tested(_build(compiler, folder, name))
+    except (OSError, subprocess.SubprocessError):  # no room, no permission, a broken file: once more, for ourselves
+        with tempfile.TemporaryDirectory(prefix="retbench-") as private:
+            return _tested(_build(compiler, Path(private), name))  # stays loaded when its file is gone
+
+
+def _cache_folder() -> Path:
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(root) / "retbench"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _key(compiler: str) -> str:
+    """A hash of all that decides the machine code: source, flags, compiler, processor."""
+    version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=COMPILE_TIMEOUT_S).stdout
+    digest = hashlib.sha256("\0".join((*FLAGS, compiler, _processor())).encode() + version)
+    for path in SOURCES:
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:24]
+
+
+def _processor() -> str:
+    """What ``-march=native`` looks at: the first processor's features and model."""
+    cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0]
+    fields = re.findall(r"^(?:flags|Features|vendor_id|cpu family|model|CPU [\w ]+)\s*:.*$", cpuinfo, re.MULTILINE)
+    return "\n".join([platform.machine(), *fields])
+
+
+def _build(compiler: str, folder: Path, name: str) -> Path:
+    """Compiles into a file of its own and renames it: others see a whole library or none."""
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{name}.", suffix=".so") as unfinished:
+        command = [compiler, *FLAGS, "-o", unfinished.name, str(Path(__file__).parent / "step.cpp")]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S)
+        if done.returncode:
+            lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+            raise OSError(next((line for line in lines if "error" in line), lines[0]))
+        Path(unfinished.name).chmod(0o700)
+        os.link(unfinished.name, folder / f"{unfinished.name}.done")
+        os.replace(folder / f"{unfinished.name}.done", folder / name)
+    return folder / name
+
+
+def _tested(path: Path) -> ctypes.CDLL:
+    """The library at ``path``, once it has shown that its products are right on this processor."""
+    loaded = ctypes.CDLL(str(path))
+    loaded.retbench_scratch_bytes.restype = loaded.retbench_step.restype = ctypes.c_int64
+    if loaded.retbench_self_test():
+        path.unlink(missing_ok=True)
+        raise Unavailable("the native decode step computes wrong results on this processor: its self-test failed")
+    return loaded

@@ -1,0 +1,73 @@
+/* Sixteen floats at a time, in the compiler's own vector types: one source for AVX-512, AVX2, NEON and plain code. */
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
+typedef float Floats __attribute__((vector_size(64)));
+typedef uint32_t Words __attribute__((vector_size(64)));
+typedef uint16_t Halves __attribute__((vector_size(32)));
+
+constexpr int64_t LANES = 16;
+
+#ifdef __AVX512F__
+constexpr int ACCUMULATORS = 24;  // vectors that a product may keep in registers, of 32
+#else
+constexpr int ACCUMULATORS = 4;
+#endif
+
+constexpr int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+/* The upper half of a float: the same range, 8 bits of mantissa. */
+struct BFloat {
+  uint16_t bits;
+};
+
+inline float widen(float value) { return value; }
+
+inline float widen(BFloat value) {
+  uint32_t bits = uint32_t(value.bits) << 16;
+  float wide;
+  memcpy(&wide, &bits, 4);
+  return wide;
+}
+
+inline void narrow(float value, float& to) { to = value; }
+
+/* Rounds to nearest, ties to even; NaN stays NaN. */
+inline void narrow(float value, BFloat& to) {
+  uint32_t bits;
+  memcpy(&bits, &value, 4);
+  to.bits = value == value ? uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16) : 0x7fc0;
+}
+
+inline Floats load(const float* from) {
+  Floats wide;
+  memcpy(&wide, from, sizeof wide);
+  return wide;
+}
+
+inline Floats load(const BFloat* from) {
+  Halves halves;
+  memcpy(&halves, from, sizeof halves);
+  return (Floats)(__builtin_convertvector(halves, Words) << 16);
+}
+
+inline void store(float* to, Floats values) { memcpy(to, &values, sizeof values); }
+
+inline Floats broadcast(float value) { return value - Floats{}; }
+
+inline float sum(Floats values) {
+#ifdef __AVX512F__
+  return _mm512_reduce_add_ps((__m512)values);
+#else
+  float total = 0;
+  for (int lane = 0; lane < LANES; lane++) total += values[lane];
+  return total;
+#endif
+}
+
+inline void prefetch(const void* address) { __builtin_prefetch(address); }
