@@ -72,7 +72,7 @@ class State:
 class Positions:
     """Where a piece of text stands and its rotation, computed once and shared by all layers."""
 
-    start: int
+    start: int | Tensor  # of a step that is captured, an int64 tensor (1,) on the device
     cos: Tensor  # (T, K/2)
     sin: Tensor  # (T, K/2)
 
@@ -104,6 +104,13 @@ class Mixer(nn.Module):
 
     def init_state(self, batch_size: int, max_seq_len: int) -> LayerState:
         raise NotImplementedError
+
+    def capture_limit(self, state: LayerState) -> int:
+        """The position below which ``step`` may be captured once and replayed, 0 for never.
+
+        Such a step takes its position as a tensor, and keeps all that it remembers in tensors updated in place.
+        """
+        return 0
 
 
 class FeedForward(nn.Module):
@@ -180,6 +187,10 @@ class LanguageModel(nn.Module):
         """What computes the mixer, for the record."""
         return "torch"
 
+    def backend_refusals(self) -> dict[str, str]:
+        """The faster backends that were tried on this device and are not used, with the reason, for the record."""
+        return {}
+
     @property
     def decode_form(self) -> str:
         """How a step is computed, for the record."""
@@ -205,12 +216,19 @@ class LanguageModel(nn.Module):
     @torch.no_grad()
     def step(self, token: Tensor, state: State) -> tuple[Tensor, State]:
         """(B,) int64 -> logits (B, V); the state is updated in place and returned."""
-        positions = self.positions(state.position, 1)
+        logits = self.step_at(token, state.position, state)
+        state.position += 1
+        return logits, state
+
+    @torch.no_grad()
+    def step_at(self, token: Tensor, position: int | Tensor, state: State) -> Tensor:
+        """``step`` at a position, which may be an int64 tensor (1,): nothing is then read but tensors."""
+        positions = self.positions(position, 1)
         x = self._embed(token)  # (B, D)
         for block, layer_state in zip(self.blocks, state.layers, strict=True):
             x = block.step(x, positions, layer_state)
-        state.position += 1
-        return self.head(self.norm(x)), state
+        logits: Tensor = self.head(self.norm(x))
+        return logits
 
     def init_state(self, batch_size: int, max_seq_len: int) -> State:
         """An empty state. A KV cache is allocated for ``max_seq_len`` tokens; a recurrent state ignores it."""
@@ -218,7 +236,7 @@ class LanguageModel(nn.Module):
             raise ValueError(f"batch_size and max_seq_len must be positive, not {batch_size} and {max_seq_len}")
         return State([block.mixer.init_state(batch_size, max_seq_len) for block in self.blocks])
 
-    def positions(self, start: int, length: int) -> Positions:
+    def positions(self, start: int | Tensor, length: int) -> Positions:
         """The rotation of positions start .. start + length - 1, in float32 at least."""
         weight = self.embedding.weight
         frequencies = self._frequencies.on(weight.device)
