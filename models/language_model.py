@@ -76,7 +76,7 @@ class State:
 class Positions:
     """Where a piece of text stands and its rotation, computed once and shared by all layers."""
 
-    start: int
+    start: int | Tensor  # of a step that is captured, an int64 tensor (1,) on the device
     cos: Tensor  # (T, K/2)
     sin: Tensor  # (T, K/2)
 
@@ -108,6 +108,13 @@ class Mixer(nn.Module):
 
     def init_state(self, batch_size: int, max_seq_len: int) -> LayerState:
         raise NotImplementedError
+
+    def capture_limit(self, state: LayerState) -> int:
+        """The position below which ``step`` may be captured once and replayed, 0 for never.
+
+        Such a step takes its position as a tensor, and keeps all that it remembers in tensors updated in place.
+        """
+        return 0
 
 
 class FeedForward(nn.Module):
@@ -186,6 +193,10 @@ class LanguageModel(nn.Module):
         """What computes the mixer, for the record."""
         return "torch"
 
+    def backend_refusals(self) -> dict[str, str]:
+        """The faster backends that were tried on this device and are not used, with the reason, for the record."""
+        return {}
+
     @property
     def decode_form(self) -> str:
         """How a step is computed, for the record."""
@@ -238,13 +249,17 @@ class LanguageModel(nn.Module):
         decoder = self._native_decoder() if self._decode_natively else None
         logits = decoder.step(token, state) if decoder else None
         if logits is None:
-            logits = self._torch_step(token, state)
+            logits = self.step_at(token, state.position, state)
         state.position += 1
         return logits, state
 
-    def _torch_step(self, token: Tensor, state: State) -> Tensor:
-        """The plain step, reference of the native one: (B,) -> (B, V)."""
-        positions = self.positions(state.position, 1)
+    @torch.no_grad()
+    def step_at(self, token: Tensor, position: int | Tensor, state: State) -> Tensor:
+        """The plain step (B,) -> (B, V), reference of the native one, which leaves ``state.position`` as it is.
+
+        The position may be an int64 tensor (1,): nothing is then read but tensors.
+        """
+        positions = self.positions(position, 1)
         x = self._embed(token)  # (B, D)
         for block, layer_state in zip(self.blocks, state.layers, strict=True):
             x = block.step(x, positions, layer_state)
@@ -263,7 +278,7 @@ class LanguageModel(nn.Module):
             raise ValueError(f"batch_size and max_seq_len must be positive, not {batch_size} and {max_seq_len}")
         return State([block.mixer.init_state(batch_size, max_seq_len) for block in self.blocks])
 
-    def positions(self, start: int, length: int) -> Positions:
+    def positions(self, start: int | Tensor, length: int) -> Positions:
         """The rotation of positions start .. start + length - 1, in float32 at least."""
         weight = self.embedding.weight
         frequencies = self._frequencies.on(weight.device)

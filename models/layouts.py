@@ -144,7 +144,7 @@ def _fla_transformer_config(fields: Fields) -> Config:
     n_heads = fields.integer("num_heads")
     return TransformerConfig(
         "transformer-flash",
-        attention="sdpa",
+        attention="flash",
         n_heads=n_heads,
         n_kv_heads=fields.integer("num_kv_heads", n_heads),
         norm_eps=fields.number("norm_eps", 1e-6),
@@ -159,7 +159,7 @@ def _llama_config(fields: Fields) -> Config:
     fields.must_be("head_dim", fields.integer("hidden_size") // n_heads)
     return TransformerConfig(
         "transformer-flash",
-        attention="sdpa",
+        attention="flash",
         n_heads=n_heads,
         n_kv_heads=fields.integer("num_key_value_heads", n_heads),
         norm_eps=fields.number("rms_norm_eps", 1e-6),

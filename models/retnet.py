@@ -2,6 +2,7 @@
 
 # B batch, T positions, D model dim, H heads, K key dim, V value dim of a head
 
+import sys
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, Self, cast
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import retention
+from models import fla, retention
 from models.config import Config, require_divisible
 from models.language_model import Constant, LanguageModel, LayerState, Mixer, Positions, state_dtype
 from models.native.decoder import MixerShape
@@ -38,6 +39,7 @@ class RetNetConfig(Config):
     group_norm_affine: bool = False  # one weight over the value dim, shared by all heads
     chunk_size: int = 256
     form: Form = "chunkwise"
+    retention: Literal["auto", "torch", "fla"] = "auto"  # auto: fla-core on CUDA where its probe agrees
 
     def __post_init__(self) -> None:
         if self.n_heads == 0:
@@ -90,6 +92,7 @@ class RetentionPositions(Positions):
     log_gamma: Tensor  # (H,) float64
     gamma: Tensor  # (H,) in the state's dtype
     decay: Tensor | None  # (H, C, C) for the chunkwise form
+    backend: str  # of the chunkwise form and the step
 
 
 class MultiScaleRetention(Mixer):
@@ -116,6 +119,8 @@ class MultiScaleRetention(Mixer):
             out, memory = retention.parallel(q, k, v, shared.log_gamma, memory)
         elif shared.form == "recurrent":
             out, memory = retention.recurrent(q, k, v, shared.log_gamma, memory)
+        elif shared.backend == "fla":
+            out, memory = fla.chunkwise(q, k, v, shared.log_gamma, memory)
         else:
             out, memory = retention.chunkwise(q, k, v, shared.log_gamma, memory, shared.chunk_size, decay=shared.decay)
         if kept:
@@ -126,10 +131,17 @@ class MultiScaleRetention(Mixer):
         """x (B, D) -> (B, D), recurrent form."""
         shared, kept = cast(RetentionPositions, positions), cast(RetentionState, state)
         q, k, v = (y.squeeze(2) for y in self._qkv(x[:, None], shared))  # (B, H, K or V)
-        return self._gate_and_project(x, retention.recurrent_step_(q, k, v, shared.gamma, kept.memory))
+        if shared.backend == "fla":
+            out = fla.recurrent_step_(q, k, v, shared.log_gamma, kept.memory)  # (B, H, V)
+        else:
+            out = retention.recurrent_step_(q, k, v, shared.gamma, kept.memory)  # (B, H, V)
+        return self._gate_and_project(x, out)
 
     def init_state(self, batch_size: int, max_seq_len: int) -> RetentionState:
         return RetentionState(self._empty(batch_size))
+
+    def capture_limit(self, state: LayerState) -> int:
+        return sys.maxsize
 
     def _qkv(self, x: Tensor, positions: Positions) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, T, D) -> q, k (B, H, T, K), v (B, H, T, V); q and k rotated, k scaled by K^-1/2."""
@@ -188,13 +200,31 @@ class RetNet(LanguageModel):
             group_rmsnorm=config.group_norm == "rmsnorm",
         )
 
-    def positions(self, start: int, length: int) -> RetentionPositions:
+    @property
+    def backend(self) -> str:
+        wanted, on_cuda = cast(RetNetConfig, self.config).retention, self.embedding.weight.is_cuda
+        if wanted != "auto":
+            return wanted
+        return "fla" if on_cuda and not self.backend_refusals() else "torch"
+
+    def backend_refusals(self) -> dict[str, str]:
+        config, weight = cast(RetNetConfig, self.config), self.embedding.weight
+        if config.retention != "auto" or not weight.is_cuda:
+            return {}
+        reason = fla.refusal(weight.device, weight.dtype, config.gamma, config.n_heads, config.d_k, config.d_v)
+        return {"fla": reason} if reason else {}
+
+    def positions(self, start: int | Tensor, length: int) -> RetentionPositions:
         base = super().positions(start, length)
         log_gamma = self._log_gamma.on(base.cos.device)
         chunk = min(self.chunk_size, length)
-        decay = retention.decay_matrix(log_gamma, chunk) if self.form == "chunkwise" and length > 1 else None
+        backend = self.backend
+        tabled = self.form == "chunkwise" and length > 1 and backend == "torch"
+        decay = retention.decay_matrix(log_gamma, chunk) if tabled else None
         gamma = log_gamma.exp().to(base.cos.dtype)
-        return RetentionPositions(start, base.cos, base.sin, self.form, self.chunk_size, log_gamma, gamma, decay)
+        return RetentionPositions(
+            start, base.cos, base.sin, self.form, self.chunk_size, log_gamma, gamma, decay, backend
+        )
 
 
 MODEL = RetNet

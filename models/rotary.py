@@ -16,12 +16,12 @@ def inverse_frequencies(config: Config, d_head: int, device: torch.device) -> Te
     return config.rope_base**-exponents
 
 
-def rotation(frequencies: Tensor, start: int, length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin (T, K/2) of positions start .. start + length - 1.
+def rotation(frequencies: Tensor, start: int | Tensor, length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and sin (T, K/2) of positions start .. start + length - 1; a start on the device is an int64 tensor (1,).
 
     Angles are float64: a bf16 position collapses 8192 positions to 897, a float32 angle is off by 1e-2 at 100,000.
     """
-    positions = torch.arange(start, start + length, dtype=torch.float64, device=frequencies.device)
+    positions = torch.arange(length, dtype=torch.float64, device=frequencies.device).add_(start)
     angles = positions[:, None] * frequencies  # (T, K/2)
     return angles.cos().to(dtype), angles.sin().to(dtype)
 

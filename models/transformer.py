@@ -22,7 +22,7 @@ SYSTEMS = {
     },
     "transformer-flash": {
         "summary": "Transformer, FlashAttention, preallocated KV cache",
-        "config": {"attention": "sdpa"},
+        "config": {"attention": "flash"},
         "model_types": ["transformer", "llama"],
     },
     "transformer-concat-cache": {
@@ -38,7 +38,7 @@ class TransformerConfig(Config):
 
     n_heads: int = 0  # 0: head dim 64 below d_model 2048, else 128
     n_kv_heads: int = 0  # 0: n_heads
-    attention: Literal["eager", "sdpa", "flash-attn"] = "eager"
+    attention: Literal["eager", "flash", "sdpa", "flash-attn"] = "eager"  # flash: flash-attn or sdpa, see attention.py
     kv_cache: Literal["preallocated", "concatenated"] = "preallocated"
 
     def __post_init__(self) -> None:
@@ -56,6 +56,11 @@ class TransformerConfig(Config):
         return self.d_model // self.n_heads
 
     @property
+    def heads(self) -> tuple[int, int, int]:
+        """Query heads, key-value heads, dim of each."""
+        return self.n_heads, self.n_kv_heads, self.d_head
+
+    @property
     def mixer_parameters(self) -> int:
         return 2 * self.d_model * (self.d_model + self.n_kv_heads * self.d_head)
 
@@ -67,8 +72,13 @@ class KVCache:
     keys: Tensor
     values: Tensor
 
-    def append(self, k: Tensor, v: Tensor, start: int) -> tuple[Tensor, Tensor]:
-        """Writes k, v (B, G, T, K) at ``start`` and returns all keys and values so far (B, G, start + T, K)."""
+    def append(self, k: Tensor, v: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor]:
+        """Writes k, v (B, G, T, K) at ``start`` and returns all keys and values so far (B, G, start + T, K).
+
+        At a start on the device one position is written, and the whole cache is returned.
+        """
+        if isinstance(start, Tensor):
+            return self.keys.index_copy_(2, start, k), self.values.index_copy_(2, start, v)
         end = start + k.shape[2]
         self.reserve(end)
         self.keys[:, :, start:end] = k
@@ -106,7 +116,7 @@ class KVCache:
 class ConcatenatedCache(KVCache):
     """The cache of most code of 2023: every step copies all keys and values. A baseline only."""
 
-    def append(self, k: Tensor, v: Tensor, start: int) -> tuple[Tensor, Tensor]:
+    def append(self, k: Tensor, v: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor]:
         self.keys = torch.cat((self.keys[:, :, :start], k), dim=2)
         self.values = torch.cat((self.values[:, :, :start], v), dim=2)
         return self.keys, self.values
@@ -128,7 +138,6 @@ class CausalAttention(Mixer):
         self.k_proj = nn.Linear(config.d_model, d_kv, bias=False)
         self.v_proj = nn.Linear(config.d_model, d_kv, bias=False)
         self.out_proj = nn.Linear(config.d_model, config.d_model, bias=False)
-        self.attend = attention.BACKENDS[config.attention]
 
     def forward(self, x: Tensor, positions: Positions, state: LayerState | None = None) -> Tensor:
         """x (B, T, D) -> (B, T, D)"""
@@ -140,7 +149,9 @@ class CausalAttention(Mixer):
         q, k = (rotate(y, positions.cos, positions.sin, config.rotary) for y in (q, k))
         if state is not None:
             k, v = cast(KVCache, state).append(k, v, positions.start)  # (B, G, S, K)
-        out: Tensor = self.out_proj(self.attend(q, k, v).transpose(1, 2).flatten(-2))
+        filled = positions.start + 1 if isinstance(positions.start, Tensor) else None
+        attend = attention.BACKENDS[attention.resolve(config.attention, q.device, q.dtype, *config.heads)]
+        out: Tensor = self.out_proj(attend(q, k, v, filled).transpose(1, 2).flatten(-2))
         return out
 
     def step(self, x: Tensor, positions: Positions, state: LayerState) -> Tensor:
@@ -153,6 +164,9 @@ class CausalAttention(Mixer):
         shape = (batch_size, config.n_kv_heads, 0 if concatenated else max_seq_len, config.d_head)
         cache = ConcatenatedCache if concatenated else KVCache
         return cache(*(torch.zeros(shape, dtype=weight.dtype, device=weight.device) for _ in range(2)))
+
+    def capture_limit(self, state: LayerState) -> int:
+        return 0 if isinstance(state, ConcatenatedCache) else cast(KVCache, state).keys.shape[2]
 
 
 class Transformer(LanguageModel):
@@ -175,7 +189,15 @@ class Transformer(LanguageModel):
 
     @property
     def backend(self) -> str:
-        return cast(TransformerConfig, self.config).attention
+        config, weight = cast(TransformerConfig, self.config), self.embedding.weight
+        return attention.resolve(config.attention, weight.device, weight.dtype, *config.heads)
+
+    def backend_refusals(self) -> dict[str, str]:
+        config, weight = cast(TransformerConfig, self.config), self.embedding.weight
+        if config.attention != "flash" or not weight.is_cuda:
+            return {}
+        reason = attention.flash_attn_refusal(weight.device, weight.dtype, *config.heads)
+        return {"flash-attn": reason} if reason else {}
 
     @property
     def decode_form(self) -> str:

@@ -3,7 +3,6 @@
 # B batch, H query heads, G key-value heads, T new positions, S all positions, K head dim
 
 import sys
-from types import ModuleType
 
 import pytest
 import torch
@@ -23,66 +22,6 @@ from tests.models.helpers import (
     read,
     repeatable,
 )
-
-# Stand-ins for the two functions of the package: their documented signatures, layouts and demands.
-
-
-def flash_attn_func(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    dropout_p: float = 0.0,
-    softmax_scale: float | None = None,
-    causal: bool = False,
-    window_size: tuple[int, int] = (-1, -1),
-    softcap: float = 0.0,
-    alibi_slopes: Tensor | None = None,
-    deterministic: bool = False,
-    return_attn_probs: bool = False,
-) -> Tensor:
-    """q (B, T, H, K), k and v (B, S, G, K) -> (B, T, H, K); the causal mask is aligned to the bottom right."""
-    assert q.stride(-1) == k.stride(-1) == v.stride(-1) == 1
-    assert q.shape[2] % k.shape[2] == 0
-    assert causal
-    k, v = (x.repeat_interleave(q.shape[2] // k.shape[2], dim=2) for x in (k, v))
-    scores = torch.einsum("bthk,bshk->bhts", q, k) * (softmax_scale or q.shape[-1] ** -0.5)
-    rows, columns = torch.arange(q.shape[1])[:, None], torch.arange(k.shape[1])
-    scores = scores.where(columns <= rows + k.shape[1] - q.shape[1], -torch.inf)
-    return torch.einsum("bhts,bshk->bthk", scores.softmax(-1), v)
-
-
-def flash_attn_with_kvcache(
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    k: Tensor | None = None,
-    v: Tensor | None = None,
-    rotary_cos: Tensor | None = None,
-    rotary_sin: Tensor | None = None,
-    cache_seqlens: Tensor | int | None = None,
-    cache_batch_idx: Tensor | None = None,
-    cache_leftpad: Tensor | None = None,
-    block_table: Tensor | None = None,
-    softmax_scale: float | None = None,
-    causal: bool = False,
-    window_size: tuple[int, int] = (-1, -1),
-    softcap: float = 0.0,
-    rotary_interleaved: bool = True,
-    alibi_slopes: Tensor | None = None,
-    num_splits: int = 0,
-    return_softmax_lse: bool = False,
-) -> Tensor:
-    """q (B, T, H, K) after all of k_cache and v_cache (B, S, G, K) -> (B, T, H, K); it has no gradient."""
-    assert k is None
-    assert v is None
-    return flash_attn_func(q, k_cache, v_cache, softmax_scale=softmax_scale, causal=causal).detach()
-
-
-@pytest.fixture
-def flash_attn_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    package = ModuleType("flash_attn")
-    vars(package).update(flash_attn_func=flash_attn_func, flash_attn_with_kvcache=flash_attn_with_kvcache)
-    monkeypatch.setitem(sys.modules, "flash_attn", package)
 
 
 def random_qkv(batch_size: int, kv_heads: int, group: int, new: int, old: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -740,7 +740,7 @@ def test_published_transformers_run_on_fused_attention(tmp_path: Path) -> None:
     loaded = load_checkpoint(folder_of("llama", tmp_path))
 
     assert isinstance(loaded.config, TransformerConfig)
-    assert (loaded.config.system, loaded.config.attention) == ("transformer-flash", "sdpa")
+    assert (loaded.config.system, loaded.config.attention) == ("transformer-flash", "flash")
 
 
 # ---- memory

@@ -124,7 +124,8 @@ def test_an_unknown_field_is_answered_with_the_fields(system: str) -> None:
         ("retnet", "gamma", "linspace, eq8"),
         ("retnet", "group_norm", "layernorm, rmsnorm"),
         ("retnet", "form", "parallel, chunkwise, recurrent"),
-        ("transformer", "attention", "eager, sdpa, flash-attn"),
+        ("retnet", "retention", "auto, torch, fla"),
+        ("transformer", "attention", "eager, flash, sdpa, flash-attn"),
         ("transformer", "kv_cache", "preallocated, concatenated"),
     ],
 )
