@@ -208,7 +208,7 @@ class H3Mixer(Mixer):
         )
         k = self._shifted(k, kept)
         q, k, v = (y.view(len(x), self.config.n_heads, -1, x.shape[1]) for y in (q, k, v))  # (B, H, P, T)
-        out = sum(self._attended(q, k, v, kept, resumed=positions.start > 0))
+        out = sum(self._attended(q, k, v, kept, resumed=bool(positions.start > 0)))
         projected: Tensor = self.out_proj(cast(Tensor, out).flatten(1, 2).mT.to(x.dtype))
         return projected
 

@@ -187,7 +187,7 @@ class HyenaMixer(Mixer):
         if kept is None:
             filter = self.filter(length)  # (D, T)
         else:
-            z = self._append(kept, z, positions.start)  # (D, B, S), S = start + T
+            z = self._append(kept, z, int(positions.start))  # (D, B, S), S = start + T
             filter = kept.filter[:, -z.shape[-1] :].flip(-1)  # (D, S)
         y = convolution(filter[:, None], z.shape[-1], length)(z)  # (D, B, T)
         out: Tensor = self.out_proj((gate * y).permute(1, 2, 0).to(x.dtype))
@@ -198,7 +198,7 @@ class HyenaMixer(Mixer):
         kept = cast(HyenaState, state)
         u = self.in_proj(x).mT[..., None].to(kept.read.dtype)  # (3D, B, 1)
         gate, z = self._gate_and_input(u, kept)  # (D, B, 1) each
-        z = self._append(kept, z, positions.start)  # (D, B, S)
+        z = self._append(kept, z, int(positions.start))  # (D, B, S)
         y = z @ kept.filter[:, -z.shape[-1] :, None]  # (D, B, 1)
         out: Tensor = self.out_proj((gate * y).squeeze(-1).mT.to(x.dtype))
         return out
@@ -249,8 +249,8 @@ class Hyena(LanguageModel):
     def decode_form(self) -> str:
         return "cached-convolution"
 
-    def positions(self, start: int, length: int) -> Positions:
-        self._check_length(start + length)
+    def positions(self, start: int | Tensor, length: int) -> Positions:
+        self._check_length(int(start) + length)
         return super().positions(start, length)
 
     def init_state(self, batch_size: int, max_seq_len: int) -> State:

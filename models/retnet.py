@@ -191,8 +191,10 @@ class RetNet(LanguageModel):
     def d_rotary(self) -> int:
         return cast(RetNetConfig, self.config).d_k
 
-    def native_mixer(self, frequencies: Tensor) -> MixerShape:
+    def native_mixer(self, frequencies: Tensor) -> MixerShape | None:
         config = cast(RetNetConfig, self.config)
+        if config.retention == "fla":
+            return None
         heads, log_gamma = config.n_heads, self._log_gamma.on(frequencies.device)
         return MixerShape(
             *(heads, heads, config.d_k, config.d_v, frequencies, log_gamma),
