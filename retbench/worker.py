@@ -68,7 +68,7 @@ def _measure(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
             model = build(cell.system, cell.size, seed=cell.seed, **getattr(workload, "MODEL_OPTIONS", {}))
         else:
             model = load_checkpoint(cell.checkpoint, TORCH_DTYPES[cell.dtype], cell.device)
-        yield {"cell": {"backend": model.backend, "form": model.decode_form}}
+        yield {"cell": {"backend": model.backend, "form": model.decode_form}, "notes": model.backend_refusals()}
         usage = resource.getrusage(resource.RUSAGE_SELF)
         steal = _steal_ticks()
         given = {name: request[name] for name in ("predicted", "prefill_s", "skip_prefill")}

@@ -4,12 +4,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from retbench.errors import UsageError
 from retbench.spec import Dtype
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from models.language_model import LanguageModel, State
+
 T = TypeVar("T")
+Step = Callable[["Tensor"], object]  # tokens (B,), through a state that it is bound to
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,9 @@ class Device(Protocol):
 
     def peak_memory(self, prepare: Callable[[], T], run: Callable[[T], object]) -> MemoryPeak:
         """Peak bytes of the tensors made by ``prepare`` and ``run``, while ``run`` runs. Never part of a timing."""
+
+    def faster_steps(self, model: "LanguageModel", state: "State") -> dict[str, Step]:
+        """Other ways than ``model.step`` to step through a state, by name. Raises RuntimeError where one fails."""
 
     def energy_mj(self) -> float | None:
         """Millijoules that the device has used since its driver started, None where it cannot be read."""

@@ -7,10 +7,13 @@ import resource
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from retbench.devices import MemoryPeak
+from retbench.devices import MemoryPeak, Step
 from retbench.spec import Dtype
+
+if TYPE_CHECKING:
+    from models.language_model import LanguageModel, State
 
 T = TypeVar("T")
 
@@ -89,6 +92,9 @@ class Cpu:
                 live += nbytes
                 peak = max(peak, live)
         return MemoryPeak(peak, {"vm_hwm_bytes": high_water})
+
+    def faster_steps(self, model: "LanguageModel", state: "State") -> dict[str, Step]:
+        return {}
 
     def energy_mj(self) -> float | None:
         return None

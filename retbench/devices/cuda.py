@@ -2,11 +2,14 @@
 
 import re
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from models.sizes import SIZES
-from retbench.devices import MemoryPeak
+from retbench.devices import MemoryPeak, Step
 from retbench.spec import Dtype
+
+if TYPE_CHECKING:
+    from models.language_model import LanguageModel, State
 
 T = TypeVar("T")
 
@@ -83,6 +86,11 @@ class Cuda:
             "nvml_used_bytes": int(pynvml.nvmlDeviceGetMemoryInfo(handle).used),
         }
         return MemoryPeak(torch.cuda.max_memory_allocated() - before, counters)
+
+    def faster_steps(self, model: "LanguageModel", state: "State") -> dict[str, Step]:
+        from models.cuda_graph import GraphedStep
+
+        return {"cuda-graph": GraphedStep(model, state)}
 
     def energy_mj(self) -> float | None:
         pynvml, handle = self._nvml()

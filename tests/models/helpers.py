@@ -89,7 +89,7 @@ def gradients(model: LanguageModel, tokens: Tensor) -> dict[str, Tensor]:
     logits = model(tokens)
     weight = torch.randn(logits.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     model.zero_grad()
-    (logits * weight.to(logits.dtype)).mean().backward()
+    (logits * weight.to(logits)).mean().backward()
     found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     assert found.keys() == dict(model.named_parameters()).keys()
     return found

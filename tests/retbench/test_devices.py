@@ -21,6 +21,10 @@ from retbench.devices.cpu import DEVICE as CPU
 from retbench.devices.cuda import DEVICE as CUDA
 from retbench.environment import ROOT
 from retbench.errors import UsageError
+from retbench.measure import Task, decode
+from retbench.spec import Cell
+from retbench.timing import Deadline
+from tests.models import cuda_stand_in
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -401,3 +405,29 @@ def test_the_peak_on_a_gpu_is_above_what_was_there_before(nvml: Nvml, monkeypatc
     assert order.index("memory_allocated") < order.index("prepare") < order.index("reset_peak_memory_stats")
     assert order.index("reset_peak_memory_stats") < order.index("run") < order.index("max_memory_allocated")
     assert order[order.index("run") + 1] == "synchronize"
+
+
+@pytest.mark.parametrize("system", ["retnet", "transformer-flash"])
+def test_on_a_gpu_a_decode_step_is_captured_and_tried_beside_the_plain_one(
+    monkeypatch: pytest.MonkeyPatch, system: str
+) -> None:
+    cuda_stand_in.install(monkeypatch)
+    monkeypatch.setattr(type(CPU), "faster_steps", lambda self, model, state: CUDA.faster_steps(model, state))
+    cell = Cell(system, "tiny", "decode", 16, 2, "fp32", "cpu", threads=1)
+    with torch.inference_mode():
+        model = build(system, "tiny", vocab_size=64)
+        record = next(decode.measure(model, Task(cell, CPU, Deadline(0.5), {})))
+
+    assert record["notes"]["warm_step_ms"].keys() == {"plain", "cuda-graph"}
+    assert record["cell"] in ({}, {"backend": f"{model.backend}+cuda-graph"})
+
+
+def test_on_a_gpu_a_step_that_cannot_be_captured_is_measured_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda_stand_in.install(monkeypatch)
+    monkeypatch.setattr(type(CPU), "faster_steps", lambda self, model, state: CUDA.faster_steps(model, state))
+    cell = Cell("transformer-concat-cache", "tiny", "decode", 16, 2, "fp32", "cpu", threads=1)
+    with torch.inference_mode():
+        record = next(decode.measure(build(cell.system, "tiny", vocab_size=64), Task(cell, CPU, Deadline(0.5), {})))
+
+    assert record["notes"]["plain_step"] == ("a step of transformer-concat-cache cannot be captured in a CUDA graph")
+    assert record["cell"] == {}

@@ -54,9 +54,11 @@ class FakeModel:
     step_ns: Callable[[int], int]
     prefill_ns: Callable[[int], int]
     steps: list[tuple[int, Tensor]] = field(default_factory=list)  # context and tokens of each
+    captured: list[int] = field(default_factory=list)  # position of each step that the device captured
     prompts: list[Tensor] = field(default_factory=list)
 
     config = SimpleNamespace(vocab_size=10**9)  # so many tokens that two random ones differ
+    backend = "torch"
 
     def init_state(self, batch_size: int, max_seq_len: int) -> FakeState:
         return FakeState(max_seq_len)
@@ -88,6 +90,19 @@ class FakeDevice:
     model: FakeModel
     free: int = 10**12
     energy: bool = True
+    captured_ns: int | None = None  # of a step that the device captured, where it can
+
+    def faster_steps(self, model: FakeModel, state: FakeState) -> dict[str, Callable[[Tensor], None]]:
+        if self.captured_ns is None:
+            return {}
+        if self.captured_ns == 0:
+            raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+        def captured(token: Tensor) -> None:
+            self.model.captured.append(state.position)
+            self.model.clock.now_ns += self.captured_ns or 0
+
+        return {"graph": captured}
 
     def synchronize(self) -> None:
         pass
@@ -126,11 +141,12 @@ class Bench:
     free: int = 10**12
     energy: bool = True
     skip_prefill: str | None = None
+    captured_ns: int | None = None
 
     def __post_init__(self) -> None:
         self.model = FakeModel(self.clock, self.step_ns, self.prefill_ns)
         cell = Cell("retnet", "tiny", "decode", self.seq_len, self.batch_size, "fp32", "cpu", threads=1)
-        device = cast(Device, FakeDevice(self.model, self.free, self.energy))
+        device = cast(Device, FakeDevice(self.model, self.free, self.energy, self.captured_ns))
         deadline = Deadline(self.budget_s)
         self.task = Task(cell, device, deadline, self.predicted, skip_prefill=self.skip_prefill)
 
@@ -255,6 +271,33 @@ def test_the_first_iterations_cost_is_kept(clock: Clock) -> None:
     assert record.warmup["first_ns"] == 50 * MS
     assert record.warmup["discarded"] == 5
     assert record.metrics["tpot_ms"] == 2.0
+
+
+def test_a_step_that_the_device_captured_is_measured_where_it_is_faster(clock: Clock) -> None:
+    bench = Bench(clock, captured_ns=MS)
+    record = bench.run()
+
+    assert {entry["tpot_ms"] for entry in record.contexts.values()} == {1.0}
+    assert record.cell == {"backend": "torch+graph"}
+    assert record.notes["warm_step_ms"] == {"plain": 2.0, "graph": 1.0}
+    assert set(bench.model.captured) == {0, 15, 31, 63}
+
+
+def test_a_step_that_the_device_captured_is_left_where_it_is_slower(clock: Clock) -> None:
+    record = Bench(clock, captured_ns=3 * MS).run()
+
+    assert {entry["tpot_ms"] for entry in record.contexts.values()} == {2.0}
+    assert record.cell == {}
+    assert record.notes["warm_step_ms"] == {"plain": 2.0, "graph": 3.0}
+
+
+def test_a_step_that_cannot_be_captured_is_measured_plain_and_the_record_says_why(clock: Clock) -> None:
+    record = Bench(clock, captured_ns=0).run()
+
+    assert {entry["tpot_ms"] for entry in record.contexts.values()} == {2.0}
+    assert record.cell == {}
+    assert record.notes["plain_step"] == "operation not permitted when stream is capturing"
+    assert "warm_step_ms" not in record.notes
 
 
 def test_memory_is_weights_state_and_activations(clock: Clock) -> None:
