@@ -28,6 +28,7 @@ def command(
     checkpoint: options.Checkpoints = None,
     size: options.Size = "auto",
     dtype: options.DtypeName = "auto",
+    weights: options.Weights = "as-is",
     device: options.DeviceName = "auto",
     threads: options.Threads = 0,
     budget: options.Budget = "150s",
@@ -38,7 +39,9 @@ def command(
     seed: options.Seed = 0,
     output_format: options.Format = "table",
 ) -> None:
-    grid = Grid(seq_len, batch_size, systems, size, dtype, device, threads, mem_limit, seed, tuple(checkpoint or ()))
+    grid = Grid(
+        seq_len, batch_size, systems, size, dtype, device, threads, mem_limit, seed, tuple(checkpoint or ()), weights
+    )
     options.check_format(output_format)
     chosen_device, cells = grid.cells("decode")
     budget_s = parse_duration(budget, "--budget")

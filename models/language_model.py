@@ -289,7 +289,8 @@ class LanguageModel(nn.Module):
 
     def step_weights_bytes(self) -> int:
         """Bytes of weights that a decode step must read: all but an input embedding that is not the head."""
-        embedding = 0 if self.config.tied_embeddings else self.embedding.weight.nbytes
+        table = self.embedding.weight
+        embedding = 0 if any(parameter is table for parameter in self.head.parameters()) else table.nbytes
         return self.weights_bytes() - embedding
 
     def _embed(self, tokens: Tensor) -> Tensor:

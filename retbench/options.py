@@ -14,11 +14,12 @@ from retbench.devices import Device, find_device
 from retbench.errors import UsageError
 from retbench.quantities import parse_bytes, parse_counts
 from retbench.registry import choose
-from retbench.spec import Cell, Dtype
+from retbench.spec import Cell, Dtype, Quantize
 
 MAX_SEQ_LEN = 2**20
 MAX_BATCH_SIZE = 2**16
 NONE = "none"  # as --systems: the checkpoints alone
+WEIGHTS: dict[str, Quantize] = {"as-is": "none", "int8": "int8"}
 FORMATS = ("table", "md", "csv", "json", "jsonl")
 
 SeqLen = Annotated[str, typer.Option(help="Lengths: 8192, lists 1k,2k (1k = 1024), ranges 1k-8k*2 or 1k-4k+1k.")]
@@ -32,6 +33,7 @@ Size = Annotated[str, typer.Option(help="Comma-separated model sizes, or auto fo
 DtypeName = Annotated[str, typer.Option("--dtype", help="fp32, bf16, fp16, or auto for the device's default.")]
 DeviceName = Annotated[str, typer.Option("--device", help="auto (CUDA if it works), cpu or cuda.")]
 Threads = Annotated[int, typer.Option(help="CPU threads; 0 takes the physical cores.")]
+Weights = Annotated[str, typer.Option(help="as-is, int8 (weight-only), or both: as-is,int8.")]
 Budget = Annotated[str, typer.Option(help="Time for all cells together: 150s, 3m, 1h30m.")]
 MemLimit = Annotated[str, typer.Option(help="Memory that each cell may allocate, such as 4GiB; default: no limit.")]
 Out = Annotated[Path, typer.Option(help="Folder that gets results/ and reports/.", file_okay=True)]
@@ -65,6 +67,7 @@ class Grid:
     mem_limit: str
     seed: int
     checkpoints: tuple[Path, ...] = ()
+    weights: str = "as-is"
 
     def cells(self, workload: str) -> tuple[Device, list[Cell]]:
         """The device and its cells, neighbours differing in the system; raises UsageError for bad input."""
@@ -86,10 +89,12 @@ class Grid:
                 mem_limit_bytes=mem_limit,
                 checkpoint=row.checkpoint,
                 weights=row.weights,
+                quantize=WEIGHTS[weights],
             )
             for rows in self._rows(device)
             for seq_len in _counts(self.seq_len, "--seq-len", MAX_SEQ_LEN)
             for batch_size in _counts(self.batch_size, "--batch-size", MAX_BATCH_SIZE)
+            for weights in choose(self.weights, WEIGHTS, "--weights value")
             for row in rows
         ]
         return device, cells

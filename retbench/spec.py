@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Dtype = Literal["fp32", "bf16", "fp16"]
+Quantize = Literal["none", "int8"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,9 @@ class Cell:
     mem_limit_bytes: int | None = None
     checkpoint: str | None = None  # the folder whose weights are measured, instead of fresh ones
     weights: str | None = None  # what identifies them
+    quantize: Quantize = "none"  # int8: weight-only, after the model was built or loaded
 
     @property
     def label(self) -> str:
-        return f"{self.system} {self.size}, batch {self.batch_size}, length {self.seq_len}"
+        weights = "" if self.quantize == "none" else f" {self.quantize}"
+        return f"{self.system} {self.size}{weights}, batch {self.batch_size}, length {self.seq_len}"

@@ -55,6 +55,7 @@ def _measure(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
     from models import build, load_checkpoint
     from retbench.measure import TORCH_DTYPES, Task
+    from retbench.measure.quantize import quantize
 
     cell = Cell(**request["cell"])
     device = find_device(cell.device)
@@ -72,7 +73,10 @@ def _measure(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
         usage = resource.getrusage(resource.RUSAGE_SELF)
         steal = _steal_ticks()
         given = {name: request[name] for name in ("predicted", "prefill_s", "skip_prefill")}
-        yield from workload.measure(model, Task(cell, device, deadline, **given))
+        task = Task(cell, device, deadline, **given)
+        if cell.quantize != "none":
+            yield quantize(model, task)
+        yield from workload.measure(model, task)
     after = resource.getrusage(resource.RUSAGE_SELF)
     yield {
         "notes": {

@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_iter
 from models import configure, from_config
 from models.checkpoint import read_config
 from models.config import Config
-from models.language_model import State
+from models.language_model import LanguageModel, State
+from models.quantization import quantize_
 from retbench.measure import TORCH_DTYPES
 from retbench.spec import Cell
 
@@ -67,7 +68,7 @@ def predict(cell: Cell) -> dict[str, int]:
     torch.set_default_dtype(TORCH_DTYPES[cell.dtype])
     config = configure(cell.system, cell.size) if cell.checkpoint is None else read_config(cell.checkpoint)
     with torch.device("meta"):
-        model = from_config(config)
+        model = _model(cell, config)
         state = model.init_state(cell.batch_size, cell.seq_len)
     state.position = cell.seq_len - 1
     state_bytes = _filled_bytes(state, cell.seq_len)
@@ -97,7 +98,7 @@ class Activations:
 
 def _activations(cell: Cell, config: Config) -> tuple[Activations, Activations]:
     """Those of a decode step and of a prefill."""
-    model = from_config(config)
+    model = _model(cell, config)
     tokens = torch.zeros(cell.batch_size, cell.seq_len, dtype=torch.int64)
     state = model.init_state(cell.batch_size, cell.seq_len)
     state.fill_(cell.seq_len - 1)
@@ -116,6 +117,14 @@ def _activations(cell: Cell, config: Config) -> tuple[Activations, Activations]:
             raise
         return step, Activations(UNCOUNTABLE, UNCOUNTABLE)
     return step, Activations(live.peak - state_bytes, live.allocated - state_bytes)
+
+
+def _model(cell: Cell, config: Config) -> LanguageModel:
+    """The model with the weights that the cell asks for, on the current device."""
+    model = from_config(config)
+    if cell.quantize != "none":
+        quantize_(model)
+    return model
 
 
 def _filled_bytes(state: State, seq_len: int) -> int:

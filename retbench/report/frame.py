@@ -14,7 +14,7 @@ from retbench.spec import Cell
 CHALLENGER = "retnet"
 BASELINE = "transformer"  # the paper's; every system whose name starts with it is a Transformer
 
-SETTING = ["machine", "device", "dtype", "threads", "size"]
+SETTING = ["machine", "device", "dtype", "threads", "quantize", "size"]
 GROUP = [*SETTING, "batch_size", "seq_len"]  # only rows that agree in these are compared with each other
 
 METRICS = (
@@ -24,6 +24,7 @@ METRICS = (
     + ["peak_memory_bytes", "weights_bytes", "state_bytes", "activations_bytes", "step_bytes"]
     + ["predicted_peak_memory_bytes", "prefill_peak_memory_bytes", "vm_hwm_bytes"]
     + ["cuda_allocated_bytes", "cuda_reserved_bytes", "nvml_used_bytes", "parameters", "energy_mj_per_token"]
+    + ["logit_error"]
 )
 WORDS = ["ttft_status", "ttft_reason"]
 RECORD = ["status", "reason", "created_at", "machine", "samples", "step_bytes_mean"]
@@ -64,7 +65,7 @@ def rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def main_setting(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the one setting (machine, device, dtype, threads, size) that holds the headline cell."""
+    """The rows of the one setting (machine, device, dtype, threads, weights, size) that holds the headline cell."""
     return _agreeing(frame, SETTING)
 
 

@@ -14,6 +14,7 @@ from retbench.report.tables import Column, Detail, Entry, Table
 
 Row = dict[str, Any]
 Maker = Callable[[Row], Entry]
+CONDITIONS = {name: name for name in ("dtype", "device", "threads", "machine")} | {"quantize": "quantized"}
 CONCAT_CACHE = "transformer-concat-cache"
 REASON_LENGTH = 160  # of a reason below a table; csv and json hold all of it
 
@@ -28,7 +29,7 @@ def inference_table(records: Sequence[Record], paper: Paper) -> Table:
         title="Inference, cell by cell",
         columns=tuple(column for column, _ in makers),
         rows=tuple(tuple(make(row) for _, make in makers) for row in rows(frame)),
-        footnotes=(*_definitions(paper), *_failures(rows(frame)), *_conditions(records)),
+        footnotes=(*_definitions(paper), *_failures(rows(frame)), *_quantized(rows(frame)), *_conditions(records)),
         section=tuple(column.name for column, _ in makers if column.name in _section(frame)),
     )
 
@@ -93,12 +94,11 @@ def slope_table(records: Sequence[Record]) -> Table:
 def _cell_columns(frame: pd.DataFrame) -> list[tuple[Column, Maker]]:
     """What was measured: the system, and the conditions that the sections of a terminal are made of."""
     heads = {"size": "size", "batch_size": "batch", "seq_len": "length"}
-    rest = ["dtype", "device", "threads", "machine"]
     found = [(Column("system", "system", justify="left"), _words("system"))]
     found += [(Column(name, head, justify="left"), _words(name)) for name, head in heads.items()]
-    for name in rest:
+    for name, head in CONDITIONS.items():
         detail: Detail = "terminal" if name in _section(frame) else "data"
-        found.append((Column(name, name, justify="left", detail=detail), _words(name)))
+        found.append((Column(name, head, justify="left", detail=detail), _words(name)))
     data = ("workload", "backend", "form", "seed", "mem_limit_bytes", "status", "reason", "created_at", "samples")
     return found + [(Column(name, name, justify="left", detail="data"), _words(name)) for name in data]
 
@@ -272,6 +272,23 @@ def _failures(body: Sequence[Row]) -> tuple[str, ...]:
     return tuple(f"{reason} - {'; '.join(names)}" for reason, names in cells.items())
 
 
+def _quantized(body: Sequence[Row]) -> tuple[str, ...]:
+    """What quantizing does to each system: the largest error of its logits, and its speed where both were measured."""
+    matched = ("machine", "device", "dtype", "threads", "size", "system", "batch_size", "seq_len")
+    plain = {tuple(row[name] for name in matched): row["tpot_ms"] for row in body if row["quantize"] == "none"}
+    words: dict[str, list[str]] = {}
+    for row in body:
+        if row["quantize"] != "none" and row["logit_error"] is not None:
+            said = words.setdefault(row["system"], [f"error {row['logit_error']:.2%}"])
+            before = plain.get(tuple(row[name] for name in matched))
+            if before and row["tpot_ms"]:
+                said.append(f"{ratio(before / row['tpot_ms'])}x as fast at {_where(row)}")
+    if not words:
+        return ()
+    systems = "; ".join(f"{system} {', '.join(said)}" for system, said in words.items())
+    return (f"int8 weights: relative error (rms) of the logits against the same weights as they are: {systems}",)
+
+
 def _shortened(reason: str) -> str:
     line = " ".join(reason.split())
     return line if len(line) <= REASON_LENGTH else f"{line[: REASON_LENGTH - 3]}..."
@@ -301,7 +318,7 @@ def _failed(row: Row) -> bool:
 
 def _section(frame: pd.DataFrame) -> list[str]:
     """The columns that make a section: size, batch and length, and each other condition that differs between rows."""
-    differing = [name for name in ("dtype", "device", "threads", "machine") if frame[name].nunique() > 1]
+    differing = [name for name in CONDITIONS if frame[name].nunique() > 1]
     return ["size", "batch_size", "seq_len", *differing]
 
 

@@ -47,6 +47,26 @@ def failing() -> list[Record]:
     ]  # fmt: skip
 
 
+def test_quantized_cells_are_compared_with_each_other_and_their_error_and_speed_stand_below() -> None:
+    plain = sweep(("retnet", "transformer"), batches=(8,))
+    quantized = [
+        with_metrics(replace(one, cell=replace(one.cell, quantize="int8")), logit_error=0.0123) for one in plain
+    ]
+    quantized[0] = with_metrics(quantized[0], tpot_ms=quantized[0].metrics["tpot_ms"] / 2)
+    lines = text(inference_table(plain + quantized, PAPER)).splitlines()
+
+    sections = [line for line in lines if line.startswith("size ")]
+    assert sections == [f"size small, batch 8, length 8192, quantized {words}" for words in ("none", "int8")]
+    table = inference_table(plain + quantized, PAPER)
+    (note,) = [note for note in table.footnotes if note.startswith("int8 weights")]
+    assert "retnet error 1.23%, 2.00x as fast at small, batch 8, length 8192" in note
+    assert "transformer error 1.23%, 1.00x as fast" in note
+    ratios = [
+        row[[column.name for column in table.columns].index("speedup_vs_transformer")].value for row in table.rows
+    ]
+    assert ratios[2] == pytest.approx(2 * float(str(ratios[0])))
+
+
 def test_the_main_table_has_a_section_for_each_size_batch_and_length() -> None:
     lines = text(inference_table(sweep(lengths=(1024, 8192)), PAPER)).splitlines()
 

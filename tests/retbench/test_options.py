@@ -110,3 +110,17 @@ def test_a_known_format_passes_and_another_is_refused_with_the_known_ones() -> N
     assert [check(name) for name in FORMATS] == ["table", "md", "csv", "json", "jsonl"]
     with pytest.raises(UsageError, match="unknown format 'xml'; formats are table, md, csv, json, jsonl"):
         check("xml")
+
+
+def test_weights_as_they_are_and_quantized_stand_side_by_side() -> None:
+    _, cells = replace(GRID, size="tiny", seq_len="64", batch_size="1", weights="as-is,int8").cells("decode")
+
+    assert [(cell.system, cell.quantize) for cell in cells] == [
+        (system, quantize) for quantize in ("none", "int8") for system in ("retnet", "transformer")
+    ]
+    assert cells[-1].label == "transformer tiny int8, batch 1, length 64"
+
+
+def test_unknown_weights_are_refused_with_what_is_allowed() -> None:
+    with pytest.raises(UsageError, match=r"unknown --weights value 'int4'.*values are as-is, int8"):
+        replace(GRID, weights="int4").cells("decode")

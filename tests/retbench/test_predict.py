@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from models import build
+from models.quantization import quantize_
 from retbench.devices.cpu import DEVICE as CPU
 from retbench.environment import ROOT
 from retbench.measure import TORCH_DTYPES, Task
@@ -40,6 +41,22 @@ def test_weights_and_state_are_those_of_a_real_model(system: str, dtype: Dtype) 
     assert predicted["parameters"] == sum(parameter.numel() for parameter in model.parameters())
     assert predicted["weights_bytes"] == model.weights_bytes()
     assert predicted["state_bytes"] == state.nbytes
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_int8_weights_are_predicted_to_the_byte(system: str) -> None:
+    of = cell(system, quantize="int8")
+    predicted = predict(of)
+    with torch.inference_mode():
+        model = build(system, "tiny")
+        quantize_(model)
+        task = Task(of, CPU, Deadline(60.0), predicted)
+        _step_peak(model, task, of.seq_len)  # what is made once is made
+        peak, state_bytes = _step_peak(model, task, of.seq_len)
+
+    assert predicted["weights_bytes"] == model.weights_bytes()
+    assert predicted["state_bytes"] == state_bytes
+    assert predicted["peak_memory_bytes"] == model.weights_bytes() + peak.tensor_bytes
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
