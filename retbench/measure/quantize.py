@@ -1,5 +1,7 @@
 """Replaces a built model's weights as the cell asks for, and says what that does to its logits."""
 
+import torch
+
 from models.language_model import LanguageModel
 from models.quantization import quantize_
 from retbench.measure import Part, Task
@@ -7,6 +9,7 @@ from retbench.measure import Part, Task
 LENGTH = 64  # random tokens whose logits are compared
 
 
+@torch.inference_mode()
 def quantize(model: LanguageModel, task: Task) -> Part:
     """Makes the weights int8 in place; the error is relative: root mean squares over all logits of LENGTH tokens."""
     tokens = task.tokens(model.config.vocab_size, 1, LENGTH)
