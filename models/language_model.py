@@ -18,7 +18,6 @@ from models.config import Config
 from models.native.decoder import Decoder, MixerShape
 from models.rotary import inverse_frequencies, rotation
 
-
 DecodeBackend = Literal["native", "torch"]
 
 

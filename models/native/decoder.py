@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from models.native.library import Unavailable, library
+from models.native.library import UnavailableError, library
 
 if TYPE_CHECKING:
     from models.language_model import LanguageModel, State
@@ -85,7 +85,7 @@ class Decoder:
     def unsupported(self) -> str | None:
         """Why the model cannot step natively as it is now, None when it can."""
         loaded = library()
-        if isinstance(loaded, Unavailable):
+        if isinstance(loaded, UnavailableError):
             return str(loaded)
         weights = [weight for weight in self._weights() if weight is not None]
         dtype, device = weights[0].dtype, weights[0].device
@@ -111,7 +111,7 @@ class Decoder:
             self._reason, self._checked = self.unsupported(), pointers
         loaded = library()
         tensors = self._state_tensors(token, state, first.dtype)
-        if self._reason is not None or tensors is None or isinstance(loaded, Unavailable):
+        if self._reason is not None or tensors is None or isinstance(loaded, UnavailableError):
             return None
 
         shape = Shape.from_buffer_copy(self._shape)
