@@ -13,11 +13,14 @@ import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from retbench.devices import find_device
 from retbench.spec import Cell
 from retbench.timing import Deadline
+
+if TYPE_CHECKING:
+    from models.language_model import LanguageModel
 
 PR_SET_PDEATHSIG = 1
 OUT_OF_MEMORY = (  # how torch, C++, the kernel, oneDNN, OpenBLAS, Python and cuBLAS say it, in lower case
@@ -69,13 +72,13 @@ def _measure(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
             model = build(cell.system, cell.size, seed=cell.seed, **getattr(workload, "MODEL_OPTIONS", {}))
         else:
             model = load_checkpoint(cell.checkpoint, TORCH_DTYPES[cell.dtype], cell.device)
-        yield {"cell": {"backend": model.backend, "form": model.decode_form}, "notes": model.backend_refusals()}
         usage = resource.getrusage(resource.RUSAGE_SELF)
         steal = _steal_ticks()
         given = {name: request[name] for name in ("predicted", "prefill_s", "skip_prefill")}
         task = Task(cell, device, deadline, **given)
         if cell.quantize != "none":
             yield quantize(model, task)
+        yield {"cell": {"backend": _backend(model), "form": model.decode_form}, "notes": _notes(model)}
         yield from workload.measure(model, task)
     after = resource.getrusage(resource.RUSAGE_SELF)
     yield {
@@ -85,6 +88,17 @@ def _measure(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
             "involuntary_context_switches": after.ru_nivcsw - usage.ru_nivcsw,
         }
     }
+
+
+def _backend(model: "LanguageModel") -> str:
+    """What computes the mixer, with ``native`` before it where the step is native code."""
+    return f"native+{model.backend}" if model.decode_backend == "native" else model.backend
+
+
+def _notes(model: "LanguageModel") -> dict[str, str]:
+    """Why faster ways to compute are not used."""
+    reason = model.no_native_step()
+    return {**model.backend_refusals(), **({"no_native_step": reason} if reason else {})}
 
 
 def _predict(request: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from models.native.library import Unavailable, library
+from models.native.library import UnavailableError, library
 
 if TYPE_CHECKING:
     from models.language_model import LanguageModel, State
@@ -25,6 +25,21 @@ LAYER_WEIGHTS = (  # in the order of struct Layer
     *("mixer.group_norm_weight", "ffn_norm.weight", "ffn_norm.bias"),
     *("ffn.gate_proj.weight", "ffn.up_proj.weight", "ffn.down_proj.weight"),
 )
+OPTIONAL = ("bias", "mixer.g_proj.weight", "mixer.group_norm_weight", "ffn.gate_proj.weight")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a weight is found, rather than the weight: casts, checkpoints and quantization put others there."""
+
+    modules: dict[str, nn.Module | None]  # of the parent
+    module: str
+    name: str
+
+    def weight(self) -> Tensor | None:
+        """None when another kind of module stands there now."""
+        module = self.modules[self.module]
+        return None if module is None else module._parameters.get(self.name)
 
 
 @dataclass(frozen=True)
@@ -59,7 +74,7 @@ class Decoder:
     def __init__(self, model: "LanguageModel", mixer: MixerShape) -> None:
         config = model.config
         self._mixer = mixer
-        self._weight_places = _weight_places(model)
+        self._places = _weight_places(model)
         self._checked: list[int | None] = []  # the pointers of the weights for which ``_reason`` holds
         self._reason: str | None = None
         shape = Shape(
@@ -85,9 +100,12 @@ class Decoder:
     def unsupported(self) -> str | None:
         """Why the model cannot step natively as it is now, None when it can."""
         loaded = library()
-        if isinstance(loaded, Unavailable):
+        if isinstance(loaded, UnavailableError):
             return str(loaded)
-        weights = [weight for weight in self._weights() if weight is not None]
+        found = [place.weight() for place in self._places if place]
+        weights = [weight for weight in found if weight is not None]
+        if len(weights) < len(found):
+            return "the native decode step needs plain linear layers"
         dtype, device = weights[0].dtype, weights[0].device
         if device.type != "cpu" or dtype not in DTYPES:
             return f"the native decode step is for float32 and bfloat16 on a CPU, not {dtype} on {device.type}"
@@ -111,7 +129,7 @@ class Decoder:
             self._reason, self._checked = self.unsupported(), pointers
         loaded = library()
         tensors = self._state_tensors(token, state, first.dtype)
-        if self._reason is not None or tensors is None or isinstance(loaded, Unavailable):
+        if self._reason is not None or tensors is None or isinstance(loaded, UnavailableError):
             return None
 
         shape = Shape.from_buffer_copy(self._shape)
@@ -139,7 +157,7 @@ class Decoder:
         return logits
 
     def _weights(self) -> list[Tensor | None]:
-        return [None if place is None else place[0][place[1]] for place in self._weight_places]
+        return [None if place is None else place.weight() for place in self._places]
 
     def _state_tensors(self, token: Tensor, state: "State", dtype: torch.dtype) -> list[Tensor] | None:
         """The tensors of all layers, with room for one more token; None when they are not what the step knows."""
@@ -157,16 +175,15 @@ class Decoder:
         return None
 
 
-def _weight_places(model: nn.Module) -> list[tuple[dict[str, Tensor | None], str] | None]:
-    """Where each weight is found, in the order of struct Model and struct Layer; None for what the model lacks.
-
-    A place rather than a tensor: casts and loaded checkpoints put other tensors there.
-    """
+def _weight_places(model: nn.Module) -> list[Place | None]:
+    """Where each weight is found, in the order of struct Model and struct Layer; None for what the model lacks."""
     layers = range(len(cast(nn.ModuleList, model.get_submodule("layers"))))
     names = (*MODEL_WEIGHTS, *(f"layers.{layer}.{name}" for layer in layers for name in LAYER_WEIGHTS))
-    modules = dict(model.named_modules())
-    places: list[tuple[dict[str, Tensor | None], str] | None] = []
-    for owner, _, name in (full_name.rpartition(".") for full_name in names):
-        parameters = cast(dict[str, Tensor | None], modules[owner]._parameters) if owner in modules else {}
-        places.append((parameters, name) if name in parameters else None)
+    modules, parameters = dict(model.named_modules()), dict(model.named_parameters(remove_duplicate=False))
+    places: list[Place | None] = []
+    for full_name in names:
+        path, _, name = full_name.rpartition(".")
+        parent, _, child = path.rpartition(".")
+        there = full_name in parameters or not full_name.endswith(OPTIONAL)
+        places.append(Place(modules[parent]._modules, child, name) if there else None)
     return places

@@ -21,27 +21,29 @@ FLAGS = (
 COMPILE_TIMEOUT_S = 300
 
 
-class Unavailable(Exception):
+class UnavailableError(Exception):
     """Why there is no native code here, in words."""
 
 
 @cache
-def library() -> ctypes.CDLL | Unavailable:
+def library() -> ctypes.CDLL | UnavailableError:
     """The loaded library, or why there is none; tried once a process."""
     try:
         return _load()
-    except Unavailable as reason:
+    except UnavailableError as reason:
         return reason
     except (OSError, subprocess.SubprocessError) as error:
-        return Unavailable(f"the native decode step cannot be built: {error}")
+        return UnavailableError(f"the native decode step cannot be built: {error}")
 
 
 def _load() -> ctypes.CDLL:
     if sys.platform != "linux" or sys.byteorder != "little":
-        raise Unavailable(f"the native decode step needs Linux, this is {sys.platform}")
+        raise UnavailableError(f"the native decode step needs Linux, this is {sys.platform}")
     compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
     if compiler is None:
-        raise Unavailable(f"the native decode step needs a C++ compiler: none of {', '.join(COMPILERS)} is on the path")
+        raise UnavailableError(
+            f"the native decode step needs a C++ compiler: none of {', '.join(COMPILERS)} is on the path"
+        )
     name = f"step-{_key(compiler)}.so"
     try:
         folder = _cache_folder()
@@ -75,17 +77,15 @@ def _processor() -> str:
 
 
 def _build(compiler: str, folder: Path, name: str) -> Path:
-    """Compiles into a file of its own and renames it: others see a whole library or none."""
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{name}.", suffix=".so") as unfinished:
-        command = [compiler, *FLAGS, "-o", unfinished.name, str(Path(__file__).parent / "step.cpp")]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S)
+    """Compiles into a folder of its own, then renames: others see a whole library or none."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix="build-") as private:
+        unfinished = Path(private) / name
+        command = [compiler, *FLAGS, "-o", str(unfinished), str(Path(__file__).parent / "step.cpp")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=COMPILE_TIMEOUT_S)
         if done.returncode:
             lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
             raise OSError(next((line for line in lines if "error" in line), lines[0]))
-        Path(unfinished.name).chmod(0o700)
-        os.link(unfinished.name, folder / f"{unfinished.name}.done")
-        os.replace(folder / f"{unfinished.name}.done", folder / name)
-    return folder / name
+        return unfinished.replace(folder / name)
 
 
 def _tested(path: Path) -> ctypes.CDLL:
@@ -94,5 +94,5 @@ def _tested(path: Path) -> ctypes.CDLL:
     loaded.retbench_scratch_bytes.restype = loaded.retbench_step.restype = ctypes.c_int64
     if loaded.retbench_self_test():
         path.unlink(missing_ok=True)
-        raise Unavailable("the native decode step computes wrong results on this processor: its self-test failed")
+        raise UnavailableError("the native decode step computes wrong results on this processor: its self-test failed")
     return loaded

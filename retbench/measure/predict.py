@@ -66,6 +66,7 @@ def predict(cell: Cell) -> dict[str, int]:
     replaces fused attention.
     """
     torch.set_default_dtype(TORCH_DTYPES[cell.dtype])
+    torch.set_num_threads(cell.threads)  # each has memory of its own in a native step
     config = configure(cell.system, cell.size) if cell.checkpoint is None else read_config(cell.checkpoint)
     with torch.device("meta"):
         model = _model(cell, config)
@@ -99,6 +100,8 @@ class Activations:
 def _activations(cell: Cell, config: Config) -> tuple[Activations, Activations]:
     """Those of a decode step and of a prefill."""
     model = _model(cell, config)
+    if cell.device != "cpu":
+        model.decode_backend = "torch"
     tokens = torch.zeros(cell.batch_size, cell.seq_len, dtype=torch.int64)
     state = model.init_state(cell.batch_size, cell.seq_len)
     state.fill_(cell.seq_len - 1)
