@@ -1,7 +1,8 @@
 """Retention in its three forms (arXiv 2307.08621, section 2.1) as pure functions of q, k, v and the decays.
 
 All compute the plain recurrence S_n = gamma S_(n-1) + k_n^T v_n, o_n = q_n S_n. The paper's row scalings are positive
-scalars that the group norm after it removes, so one normalisation, the group norm, serves all three forms.
+scalars that the group norm after it removes, so one normalisation, the group norm, serves all three forms. Without a
+group norm ``with_row_sums`` and ``scale_rows`` around any form apply the paper's scalings.
 """
 
 # B batch, H heads, T positions, K key dim, V value dim, N chunks, C positions of a chunk
@@ -10,15 +11,23 @@ import math
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 SEGMENT_CHUNKS = 32  # chunks whose states are held at once: caps the memory of long prompts
 
 
 def log_decays(schedule: str, n_heads: int, device: torch.device | None = None) -> Tensor:
-    """log gamma (H,), float64. ``linspace``: the paper's experiments (section 3.1); ``eq8``: 1 - 2^(-5-i)."""
+    """log gamma (H,), float64. ``linspace``: the paper's experiments (section 3.1); ``eq8``: 1 - 2^(-5-i).
+
+    The paper's ablations (section 3.6): ``single``: 127/128 for every head; ``none``: 1, no decay.
+    """
     if schedule == "eq8":
         complement = 2.0 ** (-5 - torch.arange(n_heads, dtype=torch.float64, device=device))
+    elif schedule in ("single", "none"):
+        complement = torch.full(
+            (n_heads,), 1 / 128 if schedule == "single" else 0.0, dtype=torch.float64, device=device
+        )
     else:
         first, last = math.log(1 / 32), math.log(1 / 512)
         complement = torch.linspace(first, last, n_heads, dtype=torch.float64, device=device).exp()
@@ -37,6 +46,29 @@ def powers_of(log_gamma: Tensor, exponents: Tensor) -> Tensor:
     """gamma^exponents (H, *exponents.shape), float64; gamma = 0 gives 0^0 = 1."""
     finite = log_gamma.clamp(min=-1e4)
     return torch.exp(torch.tensordot(finite, exponents.to(finite.dtype), dims=0))
+
+
+def decay_row_scales(log_gamma: Tensor, start: int | Tensor, length: int) -> Tensor:
+    """(T, H), float64: the root of the row sums of D, 1 + gamma + ... + gamma^n, at n = start .. start + T - 1."""
+    steps = torch.arange(1, length + 1, dtype=torch.float64, device=log_gamma.device)
+    terms = steps.add_(start)[:, None]  # (T, 1)
+    sums = torch.expm1(terms * log_gamma) / torch.expm1(log_gamma)  # (T, H), 0 / 0 where gamma = 1
+    return torch.where(log_gamma == 0, terms, sums).sqrt()
+
+
+def with_row_sums(v: Tensor) -> Tensor:
+    """v (..., V) with a column of ones (..., V + 1): every form then also gives the row sums of its scores R."""
+    return F.pad(v, (0, 1), value=1.0)
+
+
+def scale_rows(out: Tensor, decay_scales: Tensor) -> Tensor:
+    """Scales the rows of D and R as in section 2.2: R by D / sqrt(sum D), then by 1 / max(abs(sum R), 1).
+
+    out (..., T, H, V + 1) with the row sums r of the unscaled scores as its last column, decay_scales (T, H) the
+    sqrt(sum D) -> (..., T, H, V). Both scalings at once are 1 / max(abs(r), sqrt(sum D)), r a plain recurrence.
+    """
+    values, row_sums = out[..., :-1], out[..., -1:]
+    return values / torch.maximum(row_sums.abs(), decay_scales[..., None].to(out.dtype))
 
 
 def parallel(q: Tensor, k: Tensor, v: Tensor, log_gamma: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,26 @@ SYSTEMS = {
         "summary": "RetNet as the paper's experiments used it",
         "model_types": ["retnet", "torchscale-retnet"],
     },
+    "retnet-no-gate": {
+        "summary": "RetNet without the swish gate (ablation); the values are as wide as the Transformer's",
+        "config": {"gate": False, "value_factor": 1},
+    },
+    "retnet-no-groupnorm": {
+        "summary": "RetNet without the group norm (ablation); rows are scaled as in the paper's section 2.2",
+        "config": {"group_norm": "none"},
+    },
+    "retnet-no-decay": {
+        "summary": "RetNet without decay (ablation), gamma = 1",
+        "config": {"gamma": "none"},
+    },
+    "retnet-no-multiscale": {
+        "summary": "RetNet with one decay for all heads (ablation), gamma = 127/128",
+        "config": {"gamma": "single"},
+    },
+    "retnet-small-heads": {
+        "summary": "RetNet with a quarter of the head dimension (ablation), 64 for 256",
+        "config": {"heads_factor": 4},
+    },
 }
 
 Form = Literal["parallel", "chunkwise", "recurrent"]
@@ -31,24 +51,27 @@ Form = Literal["parallel", "chunkwise", "recurrent"]
 class RetNetConfig(Config):
     """The defaults are the paper's experiments (section 3.1); published checkpoints use eq8 and rmsnorm."""
 
-    n_heads: int = 0  # 0: max(2, d_model / 256), a key dim of 256 at the paper's sizes
+    n_heads: int = 0  # 0: heads_factor * max(2, d_model / 256), a key dim of 256 at the paper's sizes
+    heads_factor: int = 1
     value_factor: int = 2  # value dim of a head / key dim of a head
-    gamma: Literal["linspace", "eq8"] = "linspace"
+    gamma: Literal["linspace", "eq8", "single", "none"] = "linspace"
     gate: bool = True
-    group_norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    group_norm: Literal["layernorm", "rmsnorm", "none"] = "layernorm"  # none: the paper's row scalings stay
     group_norm_affine: bool = False  # one weight over the value dim, shared by all heads
     chunk_size: int = 256
     form: Form = "chunkwise"
     retention: Literal["auto", "torch", "fla"] = "auto"  # auto: fla-core on CUDA where its probe agrees
 
     def __post_init__(self) -> None:
+        if min(self.chunk_size, self.value_factor, self.heads_factor) < 1:
+            raise ValueError("chunk_size, value_factor and heads_factor must be positive")
         if self.n_heads == 0:
-            object.__setattr__(self, "n_heads", max(2, self.d_model // 256))
+            object.__setattr__(self, "n_heads", self.heads_factor * max(2, self.d_model // 256))
         super().__post_init__()
         require_divisible(self.d_model, self.n_heads, "n_heads must divide d_model")
         require_divisible(self.d_k, 2, "the key dim of a head must be even for the rotation")
-        if self.chunk_size < 1 or self.value_factor < 1:
-            raise ValueError("chunk_size and value_factor must be positive")
+        if self.group_norm_affine and self.group_norm == "none":
+            raise ValueError("group_norm_affine needs a group_norm of layernorm or rmsnorm, not none")
 
     @property
     def d_k(self) -> int:
@@ -66,7 +89,7 @@ class RetNetConfig(Config):
 
 @dataclass
 class RetentionState:
-    """The recurrent state S (B, H, K, V), float32 at least."""
+    """The recurrent state S (B, H, K, V), float32 at least; without a group norm a column more for the row sums."""
 
     memory: Tensor
 
@@ -93,6 +116,7 @@ class RetentionPositions(Positions):
     gamma: Tensor  # (H,) in the state's dtype
     decay: Tensor | None  # (H, C, C) for the chunkwise form
     backend: str  # of the chunkwise form and the step
+    row_scales: Tensor | None  # (T, H) without a group norm, in the state's dtype
 
 
 class MultiScaleRetention(Mixer):
@@ -125,7 +149,7 @@ class MultiScaleRetention(Mixer):
             out, memory = retention.chunkwise(q, k, v, shared.log_gamma, memory, shared.chunk_size, decay=shared.decay)
         if kept:
             kept.memory.copy_(memory)
-        return self._gate_and_project(x, out.transpose(1, 2))  # (B, T, H, V) in
+        return self._gate_and_project(x, self._normalise(out.transpose(1, 2), shared))  # (B, T, H, V) in
 
     def step(self, x: Tensor, positions: Positions, state: LayerState) -> Tensor:
         """x (B, D) -> (B, D), recurrent form."""
@@ -135,7 +159,7 @@ class MultiScaleRetention(Mixer):
             out = fla.recurrent_step_(q, k, v, shared.log_gamma, kept.memory)  # (B, H, V)
         else:
             out = retention.recurrent_step_(q, k, v, shared.gamma, kept.memory)  # (B, H, V)
-        return self._gate_and_project(x, out)
+        return self._gate_and_project(x, self._normalise(out, shared))
 
     def init_state(self, batch_size: int, max_seq_len: int) -> RetentionState:
         return RetentionState(self._empty(batch_size))
@@ -144,23 +168,30 @@ class MultiScaleRetention(Mixer):
         return sys.maxsize
 
     def _qkv(self, x: Tensor, positions: Positions) -> tuple[Tensor, Tensor, Tensor]:
-        """x (B, T, D) -> q, k (B, H, T, K), v (B, H, T, V); q and k rotated, k scaled by K^-1/2."""
+        """x (B, T, D) -> q, k (B, H, T, K), v (B, H, T, V); q and k rotated, k scaled by K^-1/2.
+
+        Without a group norm v has a column of ones more, for the row sums.
+        """
         n_heads = self.config.n_heads
         q, k, v = (
             projection(x).view(*x.shape[:2], n_heads, -1).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         q, k = (rotate(y, positions.cos, positions.sin, self.config.rotary) for y in (q, k))
-        return q, k * self.config.d_k**-0.5, v
+        return q, k * self.config.d_k**-0.5, retention.with_row_sums(v) if self.config.group_norm == "none" else v
 
-    def _gate_and_project(self, x: Tensor, out: Tensor) -> Tensor:
-        """x (..., D), out (..., H, V) -> (..., D)"""
+    def _normalise(self, out: Tensor, positions: RetentionPositions) -> Tensor:
+        """What retention gives, (B, T, H, V) or a step (B, H, V), without a group norm V + 1 -> the same with V."""
+        if positions.row_scales is not None:
+            return retention.scale_rows(out, positions.row_scales)
         shape, eps = (self.config.d_v,), self.config.norm_eps
         weight = None if self.group_norm_weight is None else self.group_norm_weight.to(out.dtype)
         if self.config.group_norm == "rmsnorm":
-            out = F.rms_norm(out, shape, weight, eps)
-        else:
-            out = F.layer_norm(out, shape, weight, None, eps)
+            return F.rms_norm(out, shape, weight, eps)
+        return F.layer_norm(out, shape, weight, None, eps)
+
+    def _gate_and_project(self, x: Tensor, out: Tensor) -> Tensor:
+        """x (..., D), out (..., H, V) -> (..., D)"""
         out = out.flatten(-2).to(x.dtype)  # (..., H V)
         if self.config.gate:
             out = out * F.silu(self.g_proj(x))
@@ -169,7 +200,7 @@ class MultiScaleRetention(Mixer):
 
     def _empty(self, batch_size: int) -> Tensor:
         weight, config = self.q_proj.weight, self.config
-        shape = (batch_size, config.n_heads, config.d_k, config.d_v)
+        shape = (batch_size, config.n_heads, config.d_k, config.d_v + (config.group_norm == "none"))
         return torch.zeros(shape, dtype=state_dtype(weight.dtype), device=weight.device)
 
 
@@ -193,7 +224,7 @@ class RetNet(LanguageModel):
 
     def native_mixer(self, frequencies: Tensor) -> MixerShape | None:
         config = cast(RetNetConfig, self.config)
-        if config.retention == "fla":
+        if config.retention == "fla" or config.group_norm == "none":
             return None
         heads, log_gamma = config.n_heads, self._log_gamma.on(frequencies.device)
         return MixerShape(
@@ -204,15 +235,17 @@ class RetNet(LanguageModel):
 
     @property
     def backend(self) -> str:
-        wanted, on_cuda = cast(RetNetConfig, self.config).retention, self.embedding.weight.is_cuda
+        wanted = cast(RetNetConfig, self.config).retention
         if wanted != "auto":
             return wanted
-        return "fla" if on_cuda and not self.backend_refusals() else "torch"
+        return "fla" if self.embedding.weight.is_cuda and not self.backend_refusals() else "torch"
 
     def backend_refusals(self) -> dict[str, str]:
         config, weight = cast(RetNetConfig, self.config), self.embedding.weight
         if config.retention != "auto" or not weight.is_cuda:
             return {}
+        if config.group_norm == "none":
+            return {"fla": "its kernels have no column for the row sums"}
         reason = fla.refusal(weight.device, weight.dtype, config.gamma, config.n_heads, config.d_k, config.d_v)
         return {"fla": reason} if reason else {}
 
@@ -223,9 +256,11 @@ class RetNet(LanguageModel):
         backend = self.backend
         tabled = self.form == "chunkwise" and length > 1 and backend == "torch"
         decay = retention.decay_matrix(log_gamma, chunk) if tabled else None
-        gamma = log_gamma.exp().to(base.cos.dtype)
+        gamma, scales = log_gamma.exp().to(base.cos.dtype), None
+        if cast(RetNetConfig, self.config).group_norm == "none":
+            scales = retention.decay_row_scales(log_gamma, start, length).to(base.cos.dtype)
         return RetentionPositions(
-            start, base.cos, base.sin, self.form, self.chunk_size, log_gamma, gamma, decay, backend
+            *(start, base.cos, base.sin, self.form, self.chunk_size, log_gamma, gamma, decay, backend), scales
         )
 
 

@@ -57,12 +57,20 @@ class Look:
     marker: str
 
 
-# Colours of Okabe and Ito, "Color Universal Design", 2008. The Transformers share the blues and the black.
+# Colours of Okabe and Ito, "Color Universal Design", 2008. The Transformers share the blues and the black. RetNet and its
+# ablations, which stand in one table of the paper, differ in colour; beside the other systems they differ by marker.
 KNOWN = {
     "retnet": Look("#D55E00", "o"),
     "transformer": Look("#0072B2", "s"),
     "transformer-flash": Look("#56B4E9", "^"),
     "transformer-concat-cache": Look("#000000", "D"),
+    "linear-transformer": Look("#009E73", "v"),
+    "lstm": Look("#E69F00", "P"),
+    "retnet-no-gate": Look("#CC79A7", "<"),
+    "retnet-no-groupnorm": Look("#332288", ">"),
+    "retnet-no-decay": Look("#882255", "h"),
+    "retnet-no-multiscale": Look("#999933", "p"),
+    "retnet-small-heads": Look("#E69F00", "*"),
 }
 # The rest of theirs but the yellow, which white paper swallows, then darker ones of Paul Tol's "muted" scheme.
 SPARE_COLOURS = ("#009E73", "#CC79A7", "#E69F00", "#332288", "#882255", "#999933")

@@ -64,7 +64,9 @@ def test_every_layer_has_12_d_model_squared_parameters_within_1_percent(system: 
     assert len(model.layers) == SIZES[size].n_layers
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
     for layer in model.layers:
+        mixer = sum(parameter.numel() for parameter in layer.mixer.parameters())
         count = sum(parameter.numel() for parameter in layer.parameters())
+        assert mixer == model.config.mixer_parameters
         assert count == pytest.approx(12 * SIZES[size].d_model ** 2, rel=0.01)
 
 
@@ -121,8 +123,8 @@ def test_an_unknown_field_is_answered_with_the_fields(system: str) -> None:
         ("retnet", "ffn", "gelu, swiglu"),
         ("retnet", "rotary", "interleaved, half-split, none"),
         ("retnet", "rope_spacing", "inclusive, exclusive"),
-        ("retnet", "gamma", "linspace, eq8"),
-        ("retnet", "group_norm", "layernorm, rmsnorm"),
+        ("retnet", "gamma", "linspace, eq8, single, none"),
+        ("retnet", "group_norm", "layernorm, rmsnorm, none"),
         ("retnet", "form", "parallel, chunkwise, recurrent"),
         ("retnet", "retention", "auto, torch, fla"),
         ("transformer", "attention", "eager, flash, sdpa, flash-attn"),
@@ -148,8 +150,14 @@ def test_a_size_that_is_not_positive_is_an_error(system: str, field: str, value:
         ("retnet", {"n_heads": 3}, "n_heads must divide d_model: 3 does not divide 128"),
         ("retnet", {"n_heads": -2}, "n_heads must divide d_model: -2 does not divide 128"),
         ("retnet", {"n_heads": 128}, "key dim of a head must be even for the rotation: 2 does not divide 1"),
-        ("retnet", {"chunk_size": 0}, "chunk_size and value_factor must be positive"),
-        ("retnet", {"value_factor": 0}, "chunk_size and value_factor must be positive"),
+        ("retnet", {"chunk_size": 0}, "chunk_size, value_factor and heads_factor must be positive"),
+        ("retnet", {"value_factor": 0}, "chunk_size, value_factor and heads_factor must be positive"),
+        ("retnet", {"heads_factor": 0}, "chunk_size, value_factor and heads_factor must be positive"),
+        ("retnet-small-heads", {"d_model": 300}, "n_heads must divide d_model: 8 does not divide 300"),
+        ("retnet-no-groupnorm", {"group_norm_affine": True}, "group_norm_affine needs a group_norm of layernorm"),
+        ("linear-transformer", {"n_heads": 3}, "n_heads must divide d_model: 3 does not divide 128"),
+        ("linear-transformer", {"n_heads": 128}, "head dim must be even for the rotation: 2 does not divide 1"),
+        ("linear-transformer", {"chunk_size": 0}, "chunk_size must be positive, not 0"),
         ("retnet", {"d_ffn": -8}, "d_ffn must be positive, not -8"),
         ("transformer", {"n_heads": 3}, "n_heads must divide d_model: 3 does not divide 128"),
         ("transformer", {"n_heads": 4, "n_kv_heads": 3}, "n_kv_heads must divide n_heads: 3 does not divide 4"),

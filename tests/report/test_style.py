@@ -1,5 +1,7 @@
 """Colours and markers."""
 
+import pytest
+
 from retbench.report.style import KNOWN, looks, plain
 
 
@@ -17,10 +19,17 @@ def test_unknown_systems_get_distinct_looks_that_depend_on_names_alone() -> None
     assert chosen == looks([*KNOWN, *reversed(names)])
 
 
-def test_a_handful_of_unknown_systems_have_distinct_colours() -> None:
-    chosen = looks(["rwkv", "h3", "hyena", "linear-transformer", "lstm", *KNOWN])
+@pytest.mark.parametrize(
+    "systems",
+    [
+        ["retnet", *(name for name in KNOWN if "transformer" in name), "lstm", "rwkv", "h3", "hyena"],
+        [name for name in KNOWN if name.startswith("retnet")],
+    ],
+)
+def test_systems_of_one_figure_have_distinct_colours(systems: list[str]) -> None:
+    chosen = looks(systems)
 
-    assert len({look.colour for look in chosen.values()}) == 9
+    assert len({look.colour for look in chosen.values()}) == len(systems)
 
 
 def test_text_of_records_is_no_formula() -> None:
