@@ -14,6 +14,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from experiments import inference
+from models.catalogue import systems
 from retbench import __version__, cli, isolate, plan
 from retbench.environment import ROOT
 from retbench.isolate import Outcome
@@ -88,9 +89,9 @@ def test_the_version_is_shown(run: Run) -> None:
 @pytest.mark.parametrize(
     ("what", "names"),
     [
-        ("systems", ["retnet", "transformer", "transformer-flash", "transformer-concat-cache"]),
+        ("systems", list(systems())),
         ("sizes", ["tiny", "mini", "small", "200m", "1.3b", "2.7b", "6.7b", "13b"]),
-        ("experiments", ["inference"]),
+        ("experiments", ["complexity", "inference"]),
         ("devices", ["cpu", "cuda"]),
     ],
 )
@@ -377,7 +378,7 @@ BAD_INPUT = [
     (["--nope"], ["--nope", "verbs are list, ", "inference"]),
     (["list", "colours"], ["unknown list 'colours'", "systems, sizes, experiments, devices"]),
     ([*SWEEP, "--systems", "retnt"], ["unknown system 'retnt'", "did you mean 'retnet'?", "transformer-flash"]),
-    ([*SWEEP, "--systems", ""], ["no system given", "retnet, transformer"]),
+    ([*SWEEP, "--systems", ""], ["no system given", "retnet, ", "transformer, "]),
     ([*SWEEP, "--size", "smal"], ["unknown size 'smal'", "did you mean 'small'?", "6.7b"]),
     ([*SWEEP, "--device", "tpu"], ["unknown device 'tpu'", "auto, cpu, cuda"]),
     ([*SWEEP, "--dtype", "fp8"], ["unknown dtype 'fp8'", "auto, fp32, bf16, fp16"]),

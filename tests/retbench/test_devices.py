@@ -114,6 +114,7 @@ def test_the_kernels_mark_stands_beside_and_covers_what_was_touched() -> None:
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_a_decode_step_of_retnet_holds_its_state_and_at_its_peak_the_head(batch_size: int) -> None:
     model = build("retnet", "tiny")
+    model.decode_backend = "torch"
     model.step(torch.zeros(batch_size, dtype=torch.int64), model.init_state(batch_size, 1))  # what is made once is made
     token = torch.zeros(batch_size, dtype=torch.int64)
     n_heads, d_k = 2, 64
@@ -131,6 +132,7 @@ def test_a_decode_step_of_retnet_holds_its_state_and_at_its_peak_the_head(batch_
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_a_decode_step_of_a_transformer_holds_its_cache_and_at_its_peak_the_head(system: str, batch_size: int) -> None:
     model, length, d_head = build(system, "tiny"), 64, 64
+    model.decode_backend = "torch"
     model.step(torch.zeros(batch_size, dtype=torch.int64), model.init_state(batch_size, 1))
     token = torch.zeros(batch_size, dtype=torch.int64)
     cache = 2 * 2 * batch_size * length * D_MODEL * FLOAT  # 2 layers, keys and values

@@ -98,18 +98,22 @@ def test_a_grandchild_does_not_inherit_the_pipe(monkeypatch: pytest.MonkeyPatch)
 def test_a_measured_cell_says_how_it_was_computed_and_under_what_load() -> None:
     messages = run_here(asking_for(asdict(CELL), budget_s=0.5))
 
-    assert messages[0] == {"cell": {"backend": "torch", "form": "recurrent"}, "notes": {}}
+    how = messages[0]
+    assert how["cell"]["form"] == "recurrent"
+    assert how["cell"]["backend"] == ("torch" if "no_native_step" in how["notes"] else "native+torch")
     assert messages[-1] == {"done": {"status": "ok", "reason": None}}
     assert messages[-2]["notes"].keys() == {"load_average", "stolen_share", "involuntary_context_switches"}
     assert {"metrics", "contexts", "samples"} <= {name for message in messages for name in message}
 
 
 @pytest.mark.usefixtures("in_this_process", "one_thread")
-def test_a_quantized_cell_says_the_error_of_its_logits_before_it_is_measured() -> None:
-    _, error, *measured, _ = run_here(asking_for({**asdict(CELL), "quantize": "int8"}, budget_s=0.5))
+def test_a_quantized_cell_says_the_error_of_its_logits_and_that_torch_computes_its_step() -> None:
+    error, how, *measured, _ = run_here(asking_for({**asdict(CELL), "quantize": "int8"}, budget_s=0.5))
 
     assert error.keys() == {"metrics"}
     assert 0 < error["metrics"]["logit_error"] < 0.05
+    assert how["cell"]["backend"] == "torch"
+    assert how["notes"]["no_native_step"]
     assert "tpot_ms" in measured[0]["metrics"]
 
 
