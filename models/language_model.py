@@ -6,9 +6,9 @@ A system's file gives a token mixer and the state that the mixer keeps while dec
 # B batch, T positions, D model dim, V vocabulary
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar, Literal, Protocol, cast, get_args
+from typing import ClassVar, Literal, Protocol, Self, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,8 @@ from models.native.decoder import Decoder, MixerShape
 from models.rotary import inverse_frequencies, rotation
 
 DecodeBackend = Literal["native", "torch"]
+
+SEGMENT = 2048  # positions of a prefill that pass through a layer together, see docs/performance.md
 
 
 class LayerState(Protocol):
@@ -79,6 +81,11 @@ class Positions:
     cos: Tensor  # (T, K/2)
     sin: Tensor  # (T, K/2)
 
+    def piece(self, first: int, length: int) -> Self:
+        """Those of up to ``length`` positions from the one with index ``first`` on."""
+        rows = slice(first, first + length)
+        return replace(self, start=self.start + first, cos=self.cos[rows], sin=self.sin[rows])
+
 
 class Constant:
     """A tensor that ``make`` computes once a device. It is no buffer, so that no cast of the model rounds it."""
@@ -100,6 +107,15 @@ class Mixer(nn.Module):
     def forward(self, x: Tensor, positions: Positions, state: LayerState | None = None) -> Tensor:
         """x (B, T, D) -> (B, T, D). With a state, continues after its tokens and updates it in place."""
         raise NotImplementedError
+
+    def prefill_(self, x: Tensor, norm: nn.Module, positions: Positions, state: LayerState) -> None:
+        """x (B, T, D) += mixer(norm(x)), without gradients."""
+        for rows, piece in segments(x, positions) if self.reads_in_pieces(positions) else [(x, positions)]:
+            rows += self(norm(rows), piece, state)
+
+    def reads_in_pieces(self, positions: Positions) -> bool:
+        """Whether a state makes the pieces of a text cost no more than the whole."""
+        return False
 
     def step(self, x: Tensor, positions: Positions, state: LayerState) -> Tensor:
         """x (B, D) -> (B, D), one position; updates the state in place."""
@@ -148,6 +164,12 @@ class Block(nn.Module):
         x = x + self.mixer(self.mixer_norm(x), positions, state)  # (B, T, D)
         out: Tensor = x + self.ffn(self.ffn_norm(x))
         return out
+
+    def prefill_(self, x: Tensor, positions: Positions, state: LayerState) -> None:
+        """``forward`` without gradients, in place and in segments, so that little memory is touched anew."""
+        self.mixer.prefill_(x, self.mixer_norm, positions, state)
+        for rows, _ in segments(x, positions):
+            rows += self.ffn(self.ffn_norm(rows))
 
     def step(self, x: Tensor, positions: Positions, state: LayerState) -> Tensor:
         x = x + self.mixer.step(self.mixer_norm(x), positions, state)  # (B, D)
@@ -228,7 +250,10 @@ class LanguageModel(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Training form: (B, T) int64, T >= 1 -> logits (B, T, V)."""
         _check_not_empty(tokens)
-        logits: Tensor = self.head(self.norm(self._blocks(tokens, self.positions(0, tokens.shape[1]))))
+        positions, x = self.positions(0, tokens.shape[1]), self._embed(tokens)  # (B, T, D)
+        for block in self.blocks:
+            x = block(x, positions)
+        logits: Tensor = self.head(self.norm(x))
         return logits
 
     @torch.no_grad()
@@ -238,7 +263,9 @@ class LanguageModel(nn.Module):
         batch_size, length = tokens.shape
         if state is None:
             state = self.init_state(batch_size, length)
-        x = self._blocks(tokens, self.positions(state.position, length), state)
+        positions, x = self.positions(state.position, length), self._embed(tokens)  # (B, T, D)
+        for block, layer_state in zip(self.blocks, state.layers, strict=True):
+            block.prefill_(x, positions, layer_state)
         state.position += length
         return self.head(self.norm(x[:, -1])), state
 
@@ -297,13 +324,6 @@ class LanguageModel(nn.Module):
         x: Tensor = self.embedding(tokens)
         return x if self.config.embedding_scale == 1.0 else x * self.config.embedding_scale
 
-    def _blocks(self, tokens: Tensor, positions: Positions, state: State | None = None) -> Tensor:
-        """(B, T) -> (B, T, D) before the final norm."""
-        x = self._embed(tokens)  # (B, T, D)
-        for index, block in enumerate(self.blocks):
-            x = block(x, positions, state.layers[index] if state else None)
-        return x
-
     def _initialise(self) -> None:
         """Matrices from N(0, 0.02), those that write to the residual stream scaled by (2 n_layers)^-1/2."""
         device = self.embedding.weight.device
@@ -320,6 +340,12 @@ class LanguageModel(nn.Module):
 def _check_not_empty(tokens: Tensor) -> None:
     if tokens.ndim != 2 or tokens.numel() == 0:
         raise ValueError(f"a model reads at least one token, (batch, positions); these are {tuple(tokens.shape)}")
+
+
+def segments(x: Tensor, positions: Positions) -> Iterator[tuple[Tensor, Positions]]:
+    """Views of up to SEGMENT positions of x (B, T, D), in order, and where they stand."""
+    for first, rows in enumerate(x.split(SEGMENT, dim=1)):
+        yield rows, positions.piece(first * SEGMENT, SEGMENT)
 
 
 def make_norm(config: Config, width: int) -> nn.Module:

@@ -135,6 +135,9 @@ class LinearAttention(Mixer):
         q, k = (rotate(y, positions.cos, positions.sin, self.config.rotary) for y in (q, k))
         return q, k, v
 
+    def reads_in_pieces(self, positions: Positions) -> bool:
+        return True
+
 
 class LinearTransformer(LanguageModel):
     """``chunk_size`` of the config is the chunk of training and prefill."""

@@ -36,10 +36,9 @@ def log_decays(schedule: str, n_heads: int, device: torch.device | None = None) 
 
 def decay_matrix(log_gamma: Tensor, length: int) -> Tensor:
     """D (H, T, T) of eq. 5, float64: gamma^(n-m) where n >= m, else 0."""
-    steps = torch.arange(length, device=log_gamma.device)
-    distance = steps[:, None] - steps  # (T, T), n - m
-    powers = powers_of(log_gamma, distance.clamp(min=0))  # clamped first: a negative distance would overflow
-    return powers * (distance >= 0)
+    falling = powers_of(log_gamma, torch.arange(length - 1, -1, -1, device=log_gamma.device))  # (H, T)
+    padded = F.pad(falling, (0, length - 1))  # (H, 2 T - 1): every row of D is a window of it
+    return padded.unfold(-1, length, 1).flip(-2)  # (H, T, T)
 
 
 def powers_of(log_gamma: Tensor, exponents: Tensor) -> Tensor:
@@ -64,8 +63,8 @@ def with_row_sums(v: Tensor) -> Tensor:
 def scale_rows(out: Tensor, decay_scales: Tensor) -> Tensor:
     """Scales the rows of D and R as in section 2.2: R by D / sqrt(sum D), then by 1 / max(abs(sum R), 1).
 
-    out (..., T, H, V + 1) with the row sums r of the unscaled scores as its last column, decay_scales (T, H) the
-    sqrt(sum D) -> (..., T, H, V). Both scalings at once are 1 / max(abs(r), sqrt(sum D)), r a plain recurrence.
+    out (..., V + 1) with the row sums r of the unscaled scores as its last column, decay_scales the sqrt(sum D), of
+    the dimensions before it -> (..., V). Both scalings at once are 1 / max(abs(r), sqrt(sum D)), r a plain recurrence.
     """
     values, row_sums = out[..., :-1], out[..., -1:]
     return values / torch.maximum(row_sums.abs(), decay_scales[..., None].to(out.dtype))
@@ -112,12 +111,12 @@ def chunkwise(
 ) -> tuple[Tensor, Tensor]:
     """Chunkwise form, eq. 7; shapes as in ``parallel``, any length.
 
-    ``decay`` is ``decay_matrix(log_gamma, min(chunk_size, T))`` for callers that share it between layers.
+    ``decay`` is ``decay_matrix`` of ``chunk_size`` or more positions, for callers that share it between layers. Fast
+    where q, k and v are contiguous: batched products of strided matrices take four times as long.
     """
     length = q.shape[2]
     chunk_size = min(chunk_size, length)
-    if decay is None:
-        decay = decay_matrix(log_gamma, chunk_size)
+    decay = (decay_matrix(log_gamma, chunk_size) if decay is None else decay).to(q.dtype)
     whole, segment = length - length % chunk_size, SEGMENT_CHUNKS * chunk_size
     bounds = [*range(0, whole, segment), whole, length] if length > whole else [*range(0, whole, segment), length]
     outputs = []
@@ -135,15 +134,22 @@ def _segment(q: Tensor, k: Tensor, v: Tensor, log_gamma: Tensor, state: Tensor, 
     steps = torch.arange(size, device=q.device)
     since_start = powers_of(log_gamma, steps + 1)[:, None, :, None]  # (H, 1, C, 1)
     to_end = decay[:, -1, None, :, None]  # (H, 1, C, 1), gamma^(C-1-m)
-    inner = (q @ k.mT * decay[:, None].to(q.dtype)) @ v  # (B, H, N, C, V)
-    added = ((k * to_end.to(k.dtype)).mT @ v).to(state.dtype)  # (B, H, N, K, V)
-    states = _chunk_states(added, state, log_gamma * size)  # (B, H, N + 1, K, V)
-    cross = (q * since_start.to(q.dtype)) @ states[:, :, :-1].to(q.dtype)  # (B, H, N, C, V)
-    return (inner + cross).flatten(2, 3), states[:, :, -1]
+    scores = (q @ k.mT).mul_(decay[:, None])  # (B, H, N, C, C)
+    added = (k * to_end).mT @ v  # (B, H, N, K, V)
+    before, state = _chunk_states(added, state, log_gamma * size)  # (B, H, N, K, V)
+    out = (scores @ v).add_((q * since_start.to(q.dtype)) @ before)  # (B, H, N, C, V)
+    return out.flatten(2, 3), state
 
 
-def _chunk_states(added: Tensor, state: Tensor, log_chunk_decay: Tensor) -> Tensor:
-    """The state before each chunk and after the last (B, H, N + 1, K, V), from what each adds (B, H, N, K, V)."""
-    chunks = torch.cat((state[:, :, None], added), dim=2)  # (B, H, N + 1, K, V)
-    weights = decay_matrix(log_chunk_decay, chunks.shape[2]).to(chunks.dtype)  # (H, N + 1, N + 1)
-    return (weights @ chunks.flatten(3)).view_as(chunks)
+def _chunk_states(added: Tensor, state: Tensor, log_chunk_decay: Tensor) -> tuple[Tensor, Tensor]:
+    """From what each chunk adds (B, H, N, K, V): the states before each, in that dtype, and the state after the last.
+
+    Between segments the state stays in its own dtype; within one each contribution is rounded once.
+    """
+    n_chunks = added.shape[2]
+    weights = decay_matrix(log_chunk_decay, n_chunks + 1)  # (H, N + 1, N + 1)
+    chunks = torch.cat((state[:, :, None].to(added.dtype), added[:, :, :-1]), dim=2)  # (B, H, N, K, V)
+    before = (weights[:, :-1, :-1].to(added.dtype) @ chunks.flatten(3)).view_as(added)  # (B, H, N, K, V)
+    sum_added = weights[:, -1:, 1:].to(added.dtype) @ added.flatten(3)  # (B, H, 1, K V)
+    kept = state * weights[:, -1, 0, None, None].to(state.dtype)  # (B, H, K, V)
+    return before, kept + sum_added.view_as(state)

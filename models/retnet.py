@@ -3,7 +3,7 @@
 # B batch, T positions, D model dim, H heads, K key dim, V value dim of a head
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, Self, cast
 
@@ -114,9 +114,13 @@ class RetentionPositions(Positions):
     chunk_size: int
     log_gamma: Tensor  # (H,) float64
     gamma: Tensor  # (H,) in the state's dtype
-    decay: Tensor | None  # (H, C, C) for the chunkwise form
+    decay: Tensor | None  # (H, C, C) in the weights' dtype, for the chunkwise form
     backend: str  # of the chunkwise form and the step
     row_scales: Tensor | None  # (T, H) without a group norm, in the state's dtype
+
+    def piece(self, first: int, length: int) -> Self:
+        scales = None if self.row_scales is None else self.row_scales[first : first + length]
+        return replace(super().piece(first, length), row_scales=scales)
 
 
 class MultiScaleRetention(Mixer):
@@ -149,7 +153,11 @@ class MultiScaleRetention(Mixer):
             out, memory = retention.chunkwise(q, k, v, shared.log_gamma, memory, shared.chunk_size, decay=shared.decay)
         if kept:
             kept.memory.copy_(memory)
-        return self._gate_and_project(x, self._normalise(out.transpose(1, 2), shared))  # (B, T, H, V) in
+        row_scales = None if shared.row_scales is None else shared.row_scales.mT  # (H, T)
+        return self._gate_and_project(x, self._normalise(out, row_scales).transpose(1, 2))  # (B, T, H, V) in
+
+    def reads_in_pieces(self, positions: Positions) -> bool:
+        return cast(RetentionPositions, positions).form != "parallel"
 
     def step(self, x: Tensor, positions: Positions, state: LayerState) -> Tensor:
         """x (B, D) -> (B, D), recurrent form."""
@@ -159,7 +167,7 @@ class MultiScaleRetention(Mixer):
             out = fla.recurrent_step_(q, k, v, shared.log_gamma, kept.memory)  # (B, H, V)
         else:
             out = retention.recurrent_step_(q, k, v, shared.gamma, kept.memory)  # (B, H, V)
-        return self._gate_and_project(x, self._normalise(out, shared))
+        return self._gate_and_project(x, self._normalise(out, shared.row_scales))
 
     def init_state(self, batch_size: int, max_seq_len: int) -> RetentionState:
         return RetentionState(self._empty(batch_size))
@@ -168,7 +176,7 @@ class MultiScaleRetention(Mixer):
         return sys.maxsize
 
     def _qkv(self, x: Tensor, positions: Positions) -> tuple[Tensor, Tensor, Tensor]:
-        """x (B, T, D) -> q, k (B, H, T, K), v (B, H, T, V); q and k rotated, k scaled by K^-1/2.
+        """x (B, T, D) -> q, k (B, H, T, K), v (B, H, T, V), contiguous; q and k rotated, k scaled by K^-1/2.
 
         Without a group norm v has a column of ones more, for the row sums.
         """
@@ -177,13 +185,17 @@ class MultiScaleRetention(Mixer):
             projection(x).view(*x.shape[:2], n_heads, -1).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        q, k = (rotate(y, positions.cos, positions.sin, self.config.rotary) for y in (q, k))
-        return q, k * self.config.d_k**-0.5, retention.with_row_sums(v) if self.config.group_norm == "none" else v
+        cos, sin, style = positions.cos, positions.sin, self.config.rotary
+        q, k = rotate(q, cos, sin, style), rotate(k, cos, sin, style, scale=self.config.d_k**-0.5)
+        return q, k, retention.with_row_sums(v) if self.config.group_norm == "none" else v.contiguous()
 
-    def _normalise(self, out: Tensor, positions: RetentionPositions) -> Tensor:
-        """What retention gives, (B, T, H, V) or a step (B, H, V), without a group norm V + 1 -> the same with V."""
-        if positions.row_scales is not None:
-            return retention.scale_rows(out, positions.row_scales)
+    def _normalise(self, out: Tensor, row_scales: Tensor | None) -> Tensor:
+        """What retention gives, (B, H, T, V) or a step (B, H, V), without a group norm V + 1 -> the same with V.
+
+        ``row_scales`` (H, T), or (1, H) of a step, are there where there is no group norm.
+        """
+        if row_scales is not None:
+            return retention.scale_rows(out, row_scales)
         shape, eps = (self.config.d_v,), self.config.norm_eps
         weight = None if self.group_norm_weight is None else self.group_norm_weight.to(out.dtype)
         if self.config.group_norm == "rmsnorm":
@@ -192,10 +204,10 @@ class MultiScaleRetention(Mixer):
 
     def _gate_and_project(self, x: Tensor, out: Tensor) -> Tensor:
         """x (..., D), out (..., H, V) -> (..., D)"""
-        out = out.flatten(-2).to(x.dtype)  # (..., H V)
+        out = out.to(x.dtype)
         if self.config.gate:
-            out = out * F.silu(self.g_proj(x))
-        projected: Tensor = self.out_proj(out)
+            out = F.silu(self.g_proj(x)).view(out.shape) * out  # in the layout of the first: no copy to flatten it
+        projected: Tensor = self.out_proj(out.flatten(-2))
         return projected
 
     def _empty(self, batch_size: int) -> Tensor:
@@ -255,7 +267,7 @@ class RetNet(LanguageModel):
         chunk = min(self.chunk_size, length)
         backend = self.backend
         tabled = self.form == "chunkwise" and length > 1 and backend == "torch"
-        decay = retention.decay_matrix(log_gamma, chunk) if tabled else None
+        decay = retention.decay_matrix(log_gamma, chunk).to(self.embedding.weight.dtype) if tabled else None
         gamma, scales = log_gamma.exp().to(base.cos.dtype), None
         if cast(RetNetConfig, self.config).group_norm == "none":
             scales = retention.decay_row_scales(log_gamma, start, length).to(base.cos.dtype)

@@ -26,17 +26,20 @@ def rotation(frequencies: Tensor, start: int | Tensor, length: int, dtype: torch
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor, style: str) -> Tensor:
-    """x (B, H, T, K) rotated by cos and sin (T, K/2), in their dtype, returned in that of x.
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, style: str, scale: float = 1.0) -> Tensor:
+    """x (B, H, T, K), of any strides, times ``scale`` and rotated by cos and sin (T, K/2) -> contiguous, same dtype.
 
-    ``interleaved`` pairs channels (2j, 2j + 1), ``half-split`` pairs (j, j + K/2), ``none`` returns x.
+    ``interleaved`` pairs channels (2j, 2j + 1), ``half-split`` pairs (j, j + K/2), ``none`` rotates nothing. A pair is
+    a complex number in the dtype of cos: three passes over memory, the last of which also puts the heads first.
     """
     if style == "none":
-        return x
+        return (x if scale == 1.0 else x * scale).contiguous()
+    turn = torch.complex(cos * scale, sin * scale)  # (T, K/2)
+    wide = x.to(cos.dtype)
     if style == "interleaved":
-        first, second = x.reshape(*x.shape[:-1], -1, 2).to(cos.dtype).unbind(-1)  # (B, H, T, K/2) each
-        rotated = torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-1)
+        pairs = torch.view_as_complex(wide.unflatten(-1, (-1, 2))) * turn  # (B, H, T, K/2)
+        rotated = torch.view_as_real(pairs).flatten(-2)  # (B, H, T, K)
     else:
-        first, second = x.to(cos.dtype).chunk(2, dim=-1)
-        rotated = torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-2)
-    return rotated.flatten(-2).to(x.dtype)  # (B, H, T, K)
+        pairs = torch.complex(*wide.chunk(2, dim=-1)) * turn  # (B, H, T, K/2)
+        rotated = torch.cat((pairs.real, pairs.imag), dim=-1)  # (B, H, T, K)
+    return rotated.to(x.dtype, memory_format=torch.contiguous_format).contiguous()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from models import attention
 from models.config import Config, require_divisible
-from models.language_model import LanguageModel, LayerState, Mixer, Positions
+from models.language_model import SEGMENT, LanguageModel, LayerState, Mixer, Positions, segments
 from models.native.decoder import MixerShape
 from models.rotary import rotate
 
@@ -141,18 +141,42 @@ class CausalAttention(Mixer):
 
     def forward(self, x: Tensor, positions: Positions, state: LayerState | None = None) -> Tensor:
         """x (B, T, D) -> (B, T, D)"""
-        config = self.config
-        q, k, v = (
-            projection(x).view(*x.shape[:2], -1, config.d_head).transpose(1, 2)  # q (B, H, T, K), k and v (B, G, T, K)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        q, k = (rotate(y, positions.cos, positions.sin, config.rotary) for y in (q, k))
+        q, k, v = self._qkv(x, positions)
         if state is not None:
             k, v = cast(KVCache, state).append(k, v, positions.start)  # (B, G, S, K)
         filled = positions.start + 1 if isinstance(positions.start, Tensor) else None
-        attend = attention.BACKENDS[attention.resolve(config.attention, q.device, q.dtype, *config.heads)]
-        out: Tensor = self.out_proj(attend(q, k, v, filled).transpose(1, 2).flatten(-2))
+        out: Tensor = self.out_proj(self._attend(q, k, v, filled))
         return out
+
+    def prefill_(self, x: Tensor, norm: nn.Module, positions: Positions, state: LayerState) -> None:
+        """Projects in segments; attention itself sees all queries at once."""
+        cache, end = cast(KVCache, state), cast(int, positions.start) + x.shape[1]
+        if isinstance(cache, ConcatenatedCache):  # a baseline: it concatenates once
+            return super().prefill_(x, norm, positions, state)
+        cache.reserve(end)
+        queries = x.new_empty(x.shape[0], self.config.n_heads, x.shape[1], self.config.d_head)  # (B, H, T, K)
+        for (rows, piece), rows_q in zip(segments(x, positions), queries.split(SEGMENT, dim=2), strict=True):
+            q, k, v = self._qkv(norm(rows), piece)
+            rows_q.copy_(q)
+            cache.append(k, v, piece.start)
+        attended = self._attend(queries, cache.keys[:, :, :end], cache.values[:, :, :end])  # (B, T, D)
+        for rows, rows_attended in zip(x.split(SEGMENT, dim=1), attended.split(SEGMENT, dim=1), strict=True):
+            rows += self.out_proj(rows_attended)
+        return None
+
+    def _qkv(self, x: Tensor, positions: Positions) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, T, D) -> q (B, H, T, K), k and v (B, G, T, K); q and k rotated"""
+        q, k, v = (
+            projection(x).view(*x.shape[:2], -1, self.config.d_head).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q, k = (rotate(y, positions.cos, positions.sin, self.config.rotary) for y in (q, k))
+        return q, k, v
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, filled: Tensor | None = None) -> Tensor:
+        """As ``Attention``, heads joined (B, T, D)."""
+        backend = attention.resolve(self.config.attention, q.device, q.dtype, *self.config.heads)
+        return attention.BACKENDS[backend](q, k, v, filled).transpose(1, 2).flatten(-2)
 
     def step(self, x: Tensor, positions: Positions, state: LayerState) -> Tensor:
         """x (B, D) -> (B, D)"""
