@@ -57,8 +57,8 @@ class Look:
     marker: str
 
 
-# Colours of Okabe and Ito, "Color Universal Design", 2008. The Transformers share the blues and the black. RetNet and its
-# ablations, which stand in one table of the paper, differ in colour; beside the other systems they differ by marker.
+# Colours of Okabe and Ito, "Color Universal Design", 2008. The Transformers share the blues and the black. RetNet and
+# its ablations, one table of the paper, differ in colour; beside the other systems they differ by marker.
 KNOWN = {
     "retnet": Look("#D55E00", "o"),
     "transformer": Look("#0072B2", "s"),
