@@ -58,7 +58,7 @@ class Look:
 
 
 # Colours of Okabe and Ito, "Color Universal Design", 2008. The Transformers share the blues and the black. RetNet and
-# its ablations, which stand in one table of the paper, differ in colour; from the other systems they differ by marker.
+# its ablations, one table of the paper, differ in colour; beside the other systems they differ by marker.
 KNOWN = {
     "retnet": Look("#D55E00", "o"),
     "transformer": Look("#0072B2", "s"),
