@@ -110,8 +110,11 @@ class Mixer(nn.Module):
 
     def prefill_(self, x: Tensor, norm: nn.Module, positions: Positions, state: LayerState) -> None:
         """x (B, T, D) += mixer(norm(x)), without gradients."""
-        for rows, piece in segments(x, positions) if self.reads_in_pieces(positions) else [(x, positions)]:
-            rows += self(norm(rows), piece, state)
+        if not self.reads_in_pieces(positions):
+            x += self(norm(x), positions, state)
+            return
+        for rows, piece in segments(positions):
+            x[:, rows].add_(self(norm(x[:, rows]), piece, state))
 
     def reads_in_pieces(self, positions: Positions) -> bool:
         """Whether a state makes the pieces of a text cost no more than the whole."""
@@ -168,8 +171,8 @@ class Block(nn.Module):
     def prefill_(self, x: Tensor, positions: Positions, state: LayerState) -> None:
         """``forward`` without gradients, in place and in segments, so that little memory is touched anew."""
         self.mixer.prefill_(x, self.mixer_norm, positions, state)
-        for rows, _ in segments(x, positions):
-            rows += self.ffn(self.ffn_norm(rows))
+        for rows, _ in segments(positions):
+            x[:, rows].add_(self.ffn(self.ffn_norm(x[:, rows])))
 
     def step(self, x: Tensor, positions: Positions, state: LayerState) -> Tensor:
         x = x + self.mixer.step(self.mixer_norm(x), positions, state)  # (B, D)
@@ -342,10 +345,11 @@ def _check_not_empty(tokens: Tensor) -> None:
         raise ValueError(f"a model reads at least one token, (batch, positions); these are {tuple(tokens.shape)}")
 
 
-def segments(x: Tensor, positions: Positions) -> Iterator[tuple[Tensor, Positions]]:
-    """Views of up to SEGMENT positions of x (B, T, D), in order, and where they stand."""
-    for first, rows in enumerate(x.split(SEGMENT, dim=1)):
-        yield rows, positions.piece(first * SEGMENT, SEGMENT)
+def segments(positions: Positions) -> Iterator[tuple[slice, Positions]]:
+    """Cuts a text into pieces of up to SEGMENT positions: the slice of each, in order, and where it stands."""
+    length = positions.cos.shape[0]
+    for first in range(0, length, SEGMENT):
+        yield slice(first, min(first + SEGMENT, length)), positions.piece(first, SEGMENT)
 
 
 def make_norm(config: Config, width: int) -> nn.Module:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from models import attention
 from models.config import Config, require_divisible
-from models.language_model import SEGMENT, LanguageModel, LayerState, Mixer, Positions, segments
+from models.language_model import LanguageModel, LayerState, Mixer, Positions, segments
 from models.native.decoder import MixerShape
 from models.rotary import rotate
 
@@ -152,17 +152,16 @@ class CausalAttention(Mixer):
         """Projects in segments; attention itself sees all queries at once."""
         cache, end = cast(KVCache, state), cast(int, positions.start) + x.shape[1]
         if isinstance(cache, ConcatenatedCache):  # a baseline: it concatenates once
-            return super().prefill_(x, norm, positions, state)
+            super().prefill_(x, norm, positions, state)
+            return
         cache.reserve(end)
         queries = x.new_empty(x.shape[0], self.config.n_heads, x.shape[1], self.config.d_head)  # (B, H, T, K)
-        for (rows, piece), rows_q in zip(segments(x, positions), queries.split(SEGMENT, dim=2), strict=True):
-            q, k, v = self._qkv(norm(rows), piece)
-            rows_q.copy_(q)
+        for rows, piece in segments(positions):
+            queries[:, :, rows], k, v = self._qkv(norm(x[:, rows]), piece)
             cache.append(k, v, piece.start)
         attended = self._attend(queries, cache.keys[:, :, :end], cache.values[:, :, :end])  # (B, T, D)
-        for rows, rows_attended in zip(x.split(SEGMENT, dim=1), attended.split(SEGMENT, dim=1), strict=True):
-            rows += self.out_proj(rows_attended)
-        return None
+        for rows, _ in segments(positions):
+            x[:, rows].add_(self.out_proj(attended[:, rows]))
 
     def _qkv(self, x: Tensor, positions: Positions) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, T, D) -> q (B, H, T, K), k and v (B, G, T, K); q and k rotated"""
