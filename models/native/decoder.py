@@ -120,11 +120,11 @@ class Decoder:
         Raises IndexError for a token that is not in the vocabulary.
         """
         weights = self._weights()
-        first = weights[0]
-        if first is None or first.device.type != "cpu" or first.dtype not in DTYPES or torch.compiler.is_compiling():
+        first = cast(Tensor, weights[0])
+        if first.device.type != "cpu" or first.dtype not in DTYPES or torch.compiler.is_compiling():
             return None
         fake = isinstance(first, FakeTensor)
-        pointers = [] if fake else [None if weight is None else weight.data_ptr() for weight in weights]
+        pointers = [] if fake else [*map(_pointer, weights)]
         if fake or pointers != self._checked:
             self._reason, self._checked = self.unsupported(), pointers
         loaded = library()
@@ -132,29 +132,33 @@ class Decoder:
         if self._reason is not None or tensors is None or isinstance(loaded, UnavailableError):
             return None
 
-        shape = Shape.from_buffer_copy(self._shape)
-        shape.batch, shape.position, shape.bf16 = token.shape[0], state.position, first.dtype == torch.bfloat16
-        shape.capacity = tensors[0].shape[2]
-        threads = torch.get_num_threads()
-        nbytes = loaded.retbench_scratch_bytes(ctypes.byref(shape), ctypes.c_int64(threads))
+        shape = self._shape_of(state.position, first.dtype, tensors)
+        threads = ctypes.c_int64(torch.get_num_threads())
+        nbytes = loaded.retbench_scratch_bytes(ctypes.byref(shape), threads)
         scratch = torch.empty(nbytes, dtype=torch.uint8, device="cpu")
-        logits = torch.empty(shape.batch, shape.vocab, dtype=first.dtype, device="cpu")
+        logits = torch.empty(len(token), shape.vocab, dtype=first.dtype, device="cpu")
         if fake:
             return logits
-        frequencies, log_gamma = self._mixer.frequencies, self._mixer.log_gamma
-        shape.frequencies = frequencies.data_ptr()
-        shape.log_gamma = None if log_gamma is None else log_gamma.data_ptr()
+        shape.frequencies, shape.log_gamma = map(_pointer, (self._mixer.frequencies, self._mixer.log_gamma))
         wrong = loaded.retbench_step(
             ctypes.byref(shape),
-            (ctypes.c_void_p * len(pointers))(*pointers),
-            (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors)),
-            (ctypes.c_int64 * shape.batch)(*token.tolist()),
-            *(ctypes.c_void_p(tensor.data_ptr()) for tensor in (logits, scratch)),
-            ctypes.c_int64(threads),
+            _pointer_array(pointers),
+            _pointer_array(list(map(_pointer, tensors))),
+            (ctypes.c_int64 * len(token))(*token.tolist()),
+            ctypes.c_void_p(logits.data_ptr()),
+            ctypes.c_void_p(scratch.data_ptr()),
+            threads,
         )
         if wrong >= 0:
             raise IndexError(f"token {token[wrong].item()} is not in the vocabulary of {shape.vocab}")
         return logits
+
+    def _shape_of(self, position: int, dtype: torch.dtype, state: list[Tensor]) -> Shape:
+        """All fields but the pointers, for one step."""
+        shape = Shape.from_buffer_copy(self._shape)
+        shape.position, shape.bf16 = position, dtype == torch.bfloat16
+        shape.batch, shape.capacity = state[0].shape[0], state[0].shape[2]
+        return shape
 
     def _weights(self) -> list[Tensor | None]:
         return [None if place is None else place.weight() for place in self._places]
@@ -173,6 +177,14 @@ class Decoder:
         if known and all(t.shape == expected and t.dtype == wanted and t.is_contiguous() for t in tensors):
             return tensors
         return None
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _pointer_array(pointers: list[int | None]) -> ctypes.Array[ctypes.c_void_p]:
+    return (ctypes.c_void_p * len(pointers))(*pointers)
 
 
 def _weight_places(model: nn.Module) -> list[Place | None]:

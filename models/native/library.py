@@ -47,10 +47,18 @@ def _load() -> ctypes.CDLL:
     name = f"step-{_key(compiler)}.so"
     try:
         folder = _cache_folder()
-        return _tested(folder / name) if (folder / name).exists() else _tested(_build(compiler, folder, name))
-    except (OSError, subprocess.SubprocessError):  # no room, no permission, a broken file: once more, for ourselves
+        return _kept(folder / name) or _tested(_build(compiler, folder, name))
+    except (OSError, subprocess.SubprocessError):  # no room or no permission: once more, for this process alone
         with tempfile.TemporaryDirectory(prefix="retbench-") as private:
             return _tested(_build(compiler, Path(private), name))  # stays loaded when its file is gone
+
+
+def _kept(path: Path) -> ctypes.CDLL | None:
+    """The library that an earlier process built, None where there is none or it is broken."""
+    try:
+        return _tested(path)
+    except OSError:
+        return None
 
 
 def _cache_folder() -> Path:
@@ -93,6 +101,5 @@ def _tested(path: Path) -> ctypes.CDLL:
     loaded = ctypes.CDLL(str(path))
     loaded.retbench_scratch_bytes.restype = loaded.retbench_step.restype = ctypes.c_int64
     if loaded.retbench_self_test():
-        path.unlink(missing_ok=True)
         raise UnavailableError("the native decode step computes wrong results on this processor: its self-test failed")
     return loaded

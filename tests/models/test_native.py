@@ -3,6 +3,8 @@
 # B batch, T positions, V vocabulary
 
 import copy
+import os
+import platform
 import subprocess
 import sys
 import threading
@@ -322,3 +324,41 @@ if child:
 
 def test_a_forked_child_steps_with_threads_of_its_own() -> None:
     subprocess.run([sys.executable, "-W", "ignore", "-c", FORKING], check=True, timeout=60)
+
+
+EVERY_KERNEL = """
+import torch
+from models import build
+torch.set_num_threads(3)
+for system in ("retnet", "transformer"):
+    for dtype in (torch.float32, torch.bfloat16):
+        for batch_size in (1, 2, 3, 9, 17, 33):
+            for options in ({}, {"d_model": 60, "n_heads": 6, "d_ffn": 24, "ffn": "swiglu", "rotary": "half-split"}):
+                model = build(system, "tiny", vocab_size=61, **options).to(dtype)
+                assert model.decode_backend == "native", model.no_native_step()
+                prompt, token = torch.randint(61, (batch_size, 40)), torch.randint(61, (batch_size,))
+                logits = []
+                for backend in ("native", "torch"):
+                    model.decode_backend = backend
+                    logits.append(model.step(token, model.prefill(prompt)[1])[0].float())
+                error = (logits[0] - logits[1]).abs().max() / logits[1].std()
+                assert error < (1e-4 if dtype == torch.float32 else 0.3), (system, dtype, batch_size, options, error)
+"""
+BUILDS = {
+    "for any x86-64": ["-march=x86-64"],
+    "for AVX2": ["-march=haswell"],
+    "under sanitizers": ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="flags of x86-64")
+@pytest.mark.parametrize("kind", BUILDS)
+def test_other_builds_compute_the_same(kind: str, tmp_path: Path) -> None:
+    flags = f"import models.native.library as native; native.FLAGS = (*native.FLAGS, *{BUILDS[kind]!r})\n"
+    asan = subprocess.run(["c++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True).stdout
+    variables = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "ASAN_OPTIONS": "detect_leaks=0"}
+    if "sanitizers" in kind:
+        variables["LD_PRELOAD"] = asan.strip()
+
+    subprocess.run([sys.executable, "-c", flags + EVERY_KERNEL], check=True, timeout=250, env=variables)

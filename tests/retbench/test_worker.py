@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from models import build
 from retbench import isolate, worker
 from retbench.environment import ROOT
 from retbench.spec import Cell
@@ -98,9 +99,13 @@ def test_a_grandchild_does_not_inherit_the_pipe(monkeypatch: pytest.MonkeyPatch)
 def test_a_measured_cell_says_how_it_was_computed_and_under_what_load() -> None:
     messages = run_here(asking_for(asdict(CELL), budget_s=0.5))
 
-    how = messages[0]
-    assert how["cell"]["form"] == "recurrent"
-    assert how["cell"]["backend"] == ("torch" if "no_native_step" in how["notes"] else "native+torch")
+    model = build(CELL.system, CELL.size)
+    backend = "native+torch" if model.decode_backend == "native" else "torch"
+    reason = model.no_native_step()
+    assert messages[0] == {
+        "cell": {"backend": backend, "form": "recurrent"},
+        "notes": {"no_native_step": reason} if reason else {},
+    }
     assert messages[-1] == {"done": {"status": "ok", "reason": None}}
     assert messages[-2]["notes"].keys() == {"load_average", "stolen_share", "involuntary_context_switches"}
     assert {"metrics", "contexts", "samples"} <= {name for message in messages for name in message}
