@@ -126,12 +126,11 @@ def test_the_weights_are_read_where_they_are_at_replay() -> None:
 
 def test_a_step_captured_while_measuring_serves_outside_of_inference_mode() -> None:
     model, tokens = shared_model("retnet", torch.float64), random_tokens(1, 9)
+    state = prefilled(model, tokens[:, :8], 9)
     with torch.inference_mode():
-        state = prefilled(model, tokens[:, :8], 9)
         step = GraphedStep(model, state)
 
-    with torch.inference_mode():
-        logits = step(tokens[:, 8])
+    logits = step(tokens[:, 8])
 
     assert error(logits, model(tokens)[:, -1].detach()) < 1e-10
 
