@@ -59,9 +59,9 @@ def flash_attn(q: Tensor, k: Tensor, v: Tensor, filled: Tensor | None = None) ->
     except ImportError as error:
         raise RuntimeError("attention 'flash-attn' needs the flash-attn package: pip install retbench[cuda]") from error
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, T or S, H or G, K)
-    if q.shape[1] > 1:
+    if q.shape[1] > 1 or q.requires_grad:
         out: Tensor = package.flash_attn_func(q, k, v, causal=True)
-    else:  # a single query needs the kernel that splits the cache between blocks
+    else:  # a single query needs the kernel that splits the cache between blocks, which has no gradient
         lengths = None if filled is None else filled.to(torch.int32).repeat(q.shape[0])  # (B,)
         out = package.flash_attn_with_kvcache(q, k, v, cache_seqlens=lengths, causal=True)
     return out.transpose(1, 2)

@@ -12,7 +12,7 @@ from retbench.spec import Dtype
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from models.language_model import LanguageModel, State
+    from models.language_model import State
 
 T = TypeVar("T")
 Step = Callable[["Tensor"], object]  # tokens (B,), through a state that it is bound to
@@ -62,7 +62,7 @@ class Device(Protocol):
     def peak_memory(self, prepare: Callable[[], T], run: Callable[[T], object]) -> MemoryPeak:
         """Peak bytes of the tensors made by ``prepare`` and ``run``, while ``run`` runs. Never part of a timing."""
 
-    def faster_steps(self, model: "LanguageModel", state: "State") -> dict[str, Step]:
+    def faster_steps(self, model: object, state: "State") -> dict[str, Step]:
         """Other ways than ``model.step`` to step through a state, by name. Raises RuntimeError where one fails."""
 
     def energy_mj(self) -> float | None:

@@ -13,7 +13,7 @@ from retbench.devices import MemoryPeak, Step
 from retbench.spec import Dtype
 
 if TYPE_CHECKING:
-    from models.language_model import LanguageModel, State
+    from models.language_model import State
 
 T = TypeVar("T")
 
@@ -93,7 +93,7 @@ class Cpu:
                 peak = max(peak, live)
         return MemoryPeak(peak, {"vm_hwm_bytes": high_water})
 
-    def faster_steps(self, model: "LanguageModel", state: "State") -> dict[str, Step]:
+    def faster_steps(self, model: object, state: "State") -> dict[str, Step]:
         return {}
 
     def energy_mj(self) -> float | None:

@@ -9,7 +9,7 @@ from retbench.devices import MemoryPeak, Step
 from retbench.spec import Dtype
 
 if TYPE_CHECKING:
-    from models.language_model import LanguageModel, State
+    from models.language_model import State
 
 T = TypeVar("T")
 
@@ -87,10 +87,11 @@ class Cuda:
         }
         return MemoryPeak(torch.cuda.max_memory_allocated() - before, counters)
 
-    def faster_steps(self, model: "LanguageModel", state: "State") -> dict[str, Step]:
+    def faster_steps(self, model: object, state: "State") -> dict[str, Step]:
         from models.cuda_graph import GraphedStep
+        from models.language_model import LanguageModel
 
-        return {"cuda-graph": GraphedStep(model, state)}
+        return {"cuda-graph": GraphedStep(model, state)} if isinstance(model, LanguageModel) else {}
 
     def energy_mj(self) -> float | None:
         pynvml, handle = self._nvml()

@@ -22,7 +22,7 @@ class StandInGraph:
     def __init__(self) -> None:
         self.calls: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], list[Tensor]]] = []
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def replay(self) -> None:
         for operator, arguments, options, outputs in self.calls:
             for old, new in zip(outputs, tensors(operator(*arguments, **options)), strict=True):

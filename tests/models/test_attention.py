@@ -92,6 +92,17 @@ def test_a_transformer_gives_the_same_with_every_backend(backend: str, n_kv_head
     assert gradient_error(gradients(other, tokens), gradients(eager, tokens)) < TOLERANCE[dtype]
 
 
+@pytest.mark.usefixtures("flash_attn_package")
+def test_flash_attn_has_the_gradients_of_a_text_of_one_token() -> None:
+    eager, other = (random_model("transformer", attention=name) for name in ("eager", "flash-attn"))
+    found, expected = (
+        {name: g for name, g in gradients(m, random_tokens(2, 1)).items() if "v_proj" in name} for m in (other, eager)
+    )
+
+    assert len(found) == 2
+    assert gradient_error(found, expected) < 1e-10
+
+
 def test_flash_attn_without_the_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "flash_attn", None)
     model = random_model("transformer", attention="flash-attn")
