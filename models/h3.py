@@ -279,6 +279,12 @@ class H3(LanguageModel):
     def make_mixer(self) -> Mixer:
         return H3Mixer(cast(H3Config, self.config))
 
+    def step_weights_bytes(self) -> int:
+        """Without the SSMs' own: a step reads what the state holds in their place."""
+        mixers = [cast(H3Mixer, block.mixer) for block in self.blocks]
+        unread = [tensor for mixer in mixers for ssm in (mixer.shift, mixer.ssm) for tensor in ssm.parameters()]
+        return super().step_weights_bytes() - sum(tensor.nbytes for tensor in unread)
+
     def _initialise(self) -> None:
         super()._initialise()
         device = self.embedding.weight.device

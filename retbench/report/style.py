@@ -71,6 +71,8 @@ KNOWN = {
     "retnet-no-decay": Look("#882255", "h"),
     "retnet-no-multiscale": Look("#999933", "p"),
     "retnet-small-heads": Look("#E69F00", "*"),
+    "h3": Look("#882255", "X"),
+    "hyena": Look("#999933", "*"),
 }
 # The rest of theirs but the yellow, which white paper swallows, then darker ones of Paul Tol's "muted" scheme.
 SPARE_COLOURS = ("#009E73", "#CC79A7", "#E69F00", "#332288", "#882255", "#999933")

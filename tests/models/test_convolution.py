@@ -1,0 +1,54 @@
+"""Convolutions by FFT equal the sum that they stand for, and their lengths are fast ones."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from models.convolution import convolution, fft_size
+from tests.models.helpers import error, repeatable
+
+
+def direct(kernel: Tensor, x: Tensor) -> Tensor:
+    """y_t = sum_l kernel_l x_(t-l), position by position."""
+    y = torch.zeros_like(x)
+    for t in range(x.shape[-1]):
+        for lag in range(min(t + 1, kernel.shape[-1])):
+            y[..., t] += kernel[..., lag] * x[..., t - lag]
+    return y
+
+
+@given(length=st.integers(1, 40), taps=st.integers(1, 50), data=st.data())
+@repeatable
+def test_a_convolution_equals_the_sum_at_every_position_that_it_keeps(
+    length: int, taps: int, data: st.DataObject
+) -> None:
+    keep = data.draw(st.integers(1, length))
+    generator = torch.Generator().manual_seed(length)
+    kernel = torch.randn(3, 1, taps, generator=generator, dtype=torch.float64)
+    x = torch.randn(3, 2, length, generator=generator, dtype=torch.float64)
+
+    y = convolution(kernel, length, keep)(x)
+
+    assert y.shape == (3, 2, keep)
+    assert (y - direct(kernel, x)[..., -keep:]).abs().max() < 1e-12 * taps
+
+
+def test_half_precision_is_convolved_in_float32() -> None:
+    x = torch.randn(2, 60, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
+    kernel = torch.randn(2, 60, generator=torch.Generator().manual_seed(2))
+
+    y = convolution(kernel, 60, 60)(x)
+
+    assert y.dtype == torch.float32
+    assert error(y, direct(kernel.double(), x.double())) < 1e-5
+
+
+@given(length=st.integers(1, 10**6))
+@repeatable
+def test_the_length_of_an_fft_is_even_fast_and_at_most_a_third_longer_than_needed(length: int) -> None:
+    size = fft_size(length)
+
+    assert length <= size <= max(length * 4 / 3, length + 1)
+    assert size % 2 == 0
+    assert size // (size & -size) in (1, 3, 5, 7)
