@@ -63,6 +63,7 @@ KNOWN = {
     "transformer": Look("#0072B2", "s"),
     "transformer-flash": Look("#56B4E9", "^"),
     "transformer-concat-cache": Look("#000000", "D"),
+    "rwkv": Look("#009E73", "v"),
 }
 # The rest of theirs but the yellow, which white paper swallows, then darker ones of Paul Tol's "muted" scheme.
 SPARE_COLOURS = ("#009E73", "#CC79A7", "#E69F00", "#332288", "#882255", "#999933")

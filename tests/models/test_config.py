@@ -124,6 +124,7 @@ def test_an_unknown_field_is_answered_with_the_fields(system: str) -> None:
         ("retnet", "gamma", "linspace, eq8"),
         ("retnet", "group_norm", "layernorm, rmsnorm"),
         ("retnet", "form", "parallel, chunkwise, recurrent"),
+        ("rwkv", "rotary", "none"),
         ("transformer", "attention", "eager, sdpa, flash-attn"),
         ("transformer", "kv_cache", "preallocated, concatenated"),
     ],
