@@ -73,6 +73,7 @@ KNOWN = {
     "retnet-small-heads": Look("#E69F00", "*"),
     "h3": Look("#882255", "X"),
     "hyena": Look("#999933", "*"),
+    "rwkv": Look("#CC79A7", "d"),
 }
 # The rest of theirs but the yellow, which white paper swallows, then darker ones of Paul Tol's "muted" scheme.
 SPARE_COLOURS = ("#009E73", "#CC79A7", "#E69F00", "#332288", "#882255", "#999933")

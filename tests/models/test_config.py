@@ -126,6 +126,7 @@ def test_an_unknown_field_is_answered_with_the_fields(system: str) -> None:
         ("retnet", "gamma", "linspace, eq8, single, none"),
         ("retnet", "group_norm", "layernorm, rmsnorm, none"),
         ("retnet", "form", "parallel, chunkwise, recurrent"),
+        ("rwkv", "rotary", "none"),
         ("retnet", "retention", "auto, torch, fla"),
         ("transformer", "attention", "eager, flash, sdpa, flash-attn"),
         ("transformer", "kv_cache", "preallocated, concatenated"),

@@ -20,7 +20,7 @@ from retbench.timing import Deadline
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CACHES = ["retnet", "transformer", "transformer-flash", "transformer-concat-cache"]  # their states are all that moves
-SYSTEMS = [*CACHES, "h3", "hyena"]
+SYSTEMS = [*CACHES, "h3", "hyena", "rwkv"]
 
 
 def cell(system: str, size: str = "tiny", **other: object) -> Cell:
@@ -67,7 +67,9 @@ def test_the_bytes_that_a_step_moves_are_weights_without_the_embedding_and_the_s
     predicted = predict(of)
 
     embedding = 32000 * 128 * 4
-    state = predicted["state_bytes"] * (2 if system == "retnet" else 1)  # a recurrent state is read and written
+    state = predicted["state_bytes"] * (
+        2 if system in ("retnet", "rwkv") else 1
+    )  # a recurrent state is read and written
     assert predicted["step_bytes"] == predicted["weights_bytes"] - embedding + state
 
 
