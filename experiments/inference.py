@@ -26,6 +26,7 @@ def command(
     batch_size: options.BatchSize = "1,8",
     systems: options.Systems = SYSTEMS,
     checkpoint: options.Checkpoints = None,
+    peer: options.Peers = None,
     size: options.Size = "auto",
     dtype: options.DtypeName = "auto",
     device: options.DeviceName = "auto",
@@ -38,7 +39,8 @@ def command(
     seed: options.Seed = 0,
     output_format: options.Format = "table",
 ) -> None:
-    grid = Grid(seq_len, batch_size, systems, size, dtype, device, threads, mem_limit, seed, tuple(checkpoint or ()))
+    beside = (tuple(checkpoint or ()), tuple(peer or ()))
+    grid = Grid(seq_len, batch_size, systems, size, dtype, device, threads, mem_limit, seed, *beside)
     options.check_format(output_format)
     chosen_device, cells = grid.cells("decode")
     budget_s = parse_duration(budget, "--budget")

@@ -21,6 +21,7 @@ NOT_IDENTIFYING = ("commit", "dirty", "retbench", "kernel", "memory_bytes", "cod
 # What a child runs and what decides its numbers; reports and the command line do not.
 MEASURED_CODE = (
     "models/*.py",
+    "models/peers/*.py",
     "retbench/measure/*.py",
     "retbench/devices/*.py",
     "retbench/statistics.py",

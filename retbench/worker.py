@@ -13,11 +13,15 @@ import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from models.catalogue import peer_of
 from retbench.devices import find_device
 from retbench.spec import Cell
 from retbench.timing import Deadline
+
+if TYPE_CHECKING:
+    from retbench.measure import Model
 
 PR_SET_PDEATHSIG = 1
 OUT_OF_MEMORY = (  # how torch, C++, the kernel, oneDNN, OpenBLAS, Python and cuBLAS say it, in lower case
@@ -53,7 +57,6 @@ def _measure(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     deadline = Deadline(request["budget_s"])
     import torch
 
-    from models import build, load_checkpoint
     from retbench.measure import TORCH_DTYPES, Task
 
     cell = Cell(**request["cell"])
@@ -64,11 +67,8 @@ def _measure(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     if cell.mem_limit_bytes is not None:
         device.limit_memory(cell.mem_limit_bytes)
     with torch.inference_mode(), torch.device(cell.device):
-        if cell.checkpoint is None:
-            model = build(cell.system, cell.size, seed=cell.seed)
-        else:
-            model = load_checkpoint(cell.checkpoint, TORCH_DTYPES[cell.dtype], cell.device)
-        yield {"cell": {"backend": model.backend, "form": model.decode_form}}
+        model, notes = _model(cell)
+        yield {"cell": {"backend": model.backend, "form": model.decode_form}, "notes": notes}
         usage = resource.getrusage(resource.RUSAGE_SELF)
         steal = _steal_ticks()
         given = {name: request[name] for name in ("predicted", "prefill_s", "skip_prefill")}
@@ -81,6 +81,19 @@ def _measure(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
             "involuntary_context_switches": after.ru_nivcsw - usage.ru_nivcsw,
         }
     }
+
+
+def _model(cell: Cell) -> tuple["Model", dict[str, object]]:
+    """What the cell measures, and what the record notes about it."""
+    from models import build, load_checkpoint, peers
+    from retbench.measure import TORCH_DTYPES
+
+    if cell.checkpoint is not None:
+        return load_checkpoint(cell.checkpoint, TORCH_DTYPES[cell.dtype], cell.device), {}
+    if peer_of(cell.system):
+        peer = peers.build(cell.system, cell.size, cell.seed)
+        return peer, peer.notes
+    return build(cell.system, cell.size, seed=cell.seed), {}
 
 
 def _predict(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
