@@ -52,12 +52,14 @@ def command(
 
 
 def tables(records: Sequence[Record]) -> "list[Table]":
-    """The main table, the headline ratios and the slopes."""
+    """The main table, the headline ratios, those to peers, and the slopes."""
     from retbench.report.inference_tables import headline_table, inference_table, slope_table
     from retbench.report.paper import inference_paper
+    from retbench.report.peer_table import peer_tables
 
     paper = inference_paper()
-    return [inference_table(records, paper), headline_table(records, paper), slope_table(records)]
+    first = [inference_table(records, paper), headline_table(records, paper)]
+    return [*first, *peer_tables(records), slope_table(records)]
 
 
 def figures(records: Sequence[Record]) -> "Mapping[str, Figure]":

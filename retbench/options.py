@@ -120,7 +120,7 @@ class Grid:
     def _system_names(self) -> list[str]:
         if self.systems == NONE and (self.checkpoints or self.peers):
             return []
-        return list(paper_systems()) if self.systems == ALL else choose(self.systems, known_systems(), "system")
+        return list(paper_systems()) if self.systems.strip() == ALL else choose(self.systems, known_systems(), "system")
 
 
 def check_format(text: str) -> str:

@@ -15,7 +15,8 @@ from pathlib import Path
 from retbench.environment import ROOT, sha256
 from retbench.errors import UsageError
 
-BORROWED = ("torch", "numpy", "safetensors")
+LENT = ("torch", "numpy", "safetensors")
+OUR_PIP = importlib.util.find_spec("pip") is not None  # else an environment gets its own, which takes longer
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Venv:
         return self.folder.exists()
 
     def install(self, check: Callable[[Path], None] = lambda python: None) -> None:
-        """Makes the environment unless it is there; raises UsageError with the last line of what went wrong.
+        """Makes the environment unless it is there; raises UsageError with what went wrong.
 
         It is made beside its folder and renamed when ``check``, which gets its Python and raises UsageError where that
         is no good, has passed.
@@ -54,7 +55,7 @@ class Venv:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".installing-", dir=folder.parent) as temporary:
             new = Path(temporary) / folder.name
-            venv.create(new, symlinks=os.name == "posix", with_pip=True)
+            venv.create(new, symlinks=os.name == "posix", with_pip=not OUR_PIP)
             site = Path(sysconfig.get_path("purelib", vars={"base": str(new)}))
             # A path file, since ours may be a virtual environment itself, which another one cannot take packages from.
             (site / "lent.pth").write_text("".join(f"{path}\n" for path in _lent_folders()), encoding="utf-8")
@@ -68,7 +69,7 @@ class Venv:
 
 def _lent_folders() -> list[str]:
     """The folders of our own packages and of those that an environment shares with us."""
-    specs = [importlib.util.find_spec(name) for name in BORROWED]
+    specs = [importlib.util.find_spec(name) for name in LENT]
     found = [Path(spec.origin).parents[1] for spec in specs if spec and spec.origin]
     return list(dict.fromkeys(str(folder) for folder in (ROOT, *found)))
 
@@ -91,8 +92,10 @@ def _write_stub(site: Path, module: str, names: Sequence[str]) -> None:
 
 
 def _pip_install(python: Path, arguments: Sequence[str]) -> None:
-    command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments]
+    pip = [sys.executable, "-m", "pip", "--python", str(python)] if OUR_PIP else [str(python), "-m", "pip"]
+    command = [*pip, "install", "--quiet", "--disable-pip-version-check", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise UsageError(f"pip install {' '.join(arguments)} failed: {last.removeprefix('ERROR: ')}")
+        lines = done.stderr.strip().splitlines() or ["it said nothing"]
+        errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
+        raise UsageError(f"pip install {' '.join(arguments)} failed: {'; '.join(errors or lines[-1:])}")

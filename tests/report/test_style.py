@@ -1,5 +1,6 @@
 """Colours and markers."""
 
+from models.catalogue import peers
 from retbench.report.style import KNOWN, looks, plain
 
 
@@ -18,9 +19,18 @@ def test_unknown_systems_get_distinct_looks_that_depend_on_names_alone() -> None
 
 
 def test_a_handful_of_unknown_systems_have_distinct_colours() -> None:
-    chosen = looks(["rwkv", "h3", "hyena", "linear-transformer", "lstm", *KNOWN])
+    ours = ["retnet", "transformer", "transformer-flash", "transformer-concat-cache"]
+    chosen = looks(["rwkv", "h3", "hyena", "linear-transformer", "lstm", *ours])
 
     assert len({look.colour for look in chosen.values()}) == 9
+
+
+def test_a_peer_has_the_colour_of_its_twin_and_a_marker_of_its_own() -> None:
+    for peer in peers().values():
+        shown = [KNOWN[name] for name in (peer.twin, *peer.rows)]
+
+        assert len({look.colour for look in shown}) == 1
+        assert len({look.marker for look in shown}) == len(shown)
 
 
 def test_text_of_records_is_no_formula() -> None:
