@@ -90,8 +90,8 @@ def _install_peers(
     from models.catalogue import peers
     from retbench.peers import install, installation, venv_of
 
-    for name in names or peers():
-        peer = peers()[choose(name, peers(), "peer")[0]]
+    for name in choose(",".join(names or peers()), peers(), "peer"):
+        peer = peers()[name]
         typer.echo(f"{peer.name}: {installation(peer)}")
         install(peer)
         typer.echo(f"{peer.name}: computes what {peer.twin} computes; installed in {venv_of(peer).folder}")

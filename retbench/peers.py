@@ -9,6 +9,7 @@ from pathlib import Path
 from models.catalogue import Peer, peer_of, peers
 from retbench import isolate
 from retbench.errors import UsageError
+from retbench.plan import Share
 from retbench.registry import choose
 from retbench.spec import Cell
 from retbench.venvs import Venv
@@ -57,7 +58,7 @@ def _check(peer: Peer, python: Path) -> None:
     """Measures every row, which compares it with its twin first."""
     for row in peer.rows:
         cell = Cell(row, "tiny", "decode", seq_len=16, batch_size=1, dtype="fp32", device="cpu", threads=1)
-        request = {"task": "measure", "cell": asdict(cell), "predicted": {}, "budget_s": 1.0, "prefill_s": 0.0}
-        outcome = isolate.run_worker({**request, "skip_prefill": None}, 1, CHECK_S, str(python))
+        request = {"task": "measure", "cell": asdict(cell), "predicted": {}, **asdict(Share(1.0, 0.0, None))}
+        outcome = isolate.run_worker(request, 1, CHECK_S, str(python))
         if outcome.status != "ok":
-            raise UsageError(f"{peer.name} is installed but {row} does not run ({outcome.status}): {outcome.reason}")
+            raise UsageError(f"{peer.name} is not installed: {row} does not run ({outcome.status}): {outcome.reason}")

@@ -49,9 +49,13 @@ class Venv:
         It is made beside its folder and renamed when ``check``, which gets its Python and raises UsageError where that
         is no good, has passed.
         """
-        if self.installed:
-            return
-        folder = self.folder
+        if not self.installed:
+            try:
+                self._install(self.folder, check)
+            except OSError as error:
+                raise UsageError(f"cannot make {self.folder}: {error.strerror or error}") from error
+
+    def _install(self, folder: Path, check: Callable[[Path], None]) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".installing-", dir=folder.parent) as temporary:
             new = Path(temporary) / folder.name

@@ -85,12 +85,14 @@ def _measure(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def _model(cell: Cell) -> tuple["Model", dict[str, object]]:
     """What the cell measures, and what the record notes about it."""
-    from models import build, load_checkpoint, peers
+    from models import build, load_checkpoint
     from retbench.measure import TORCH_DTYPES
 
     if cell.checkpoint is not None:
         return load_checkpoint(cell.checkpoint, TORCH_DTYPES[cell.dtype], cell.device), {}
     if peer_of(cell.system):
+        from models import peers
+
         peer = peers.build(cell.system, cell.size, cell.seed)
         return peer, peer.notes
     return build(cell.system, cell.size, seed=cell.seed), {}

@@ -27,9 +27,7 @@ def build(row: str, size: str, seed: int = 0) -> PeerModel:
         raise ValueError(f"no peer has a row {row!r}")
     model_class: type[PeerModel] = import_module(peer.module).MODEL
     config = configure(peer.twin, size, seed=seed)
-    twin = from_config(
-        replace(config, norm_eps=0.0)
-    ).double()  # drawn in the measured dtype, as the twin's own cell does
+    twin = from_config(replace(config, norm_eps=0.0)).double()  # once drawn in the measured dtype, as in its cell
     torch.set_default_dtype(torch.float32)  # in which the project's own tables are computed
     try:
         model = model_class(row, config)

@@ -31,6 +31,8 @@ PEER = {
     },
 }
 
+STATIC = "transformers-llama-static"
+
 
 @dataclass
 class CacheState(State):
@@ -72,7 +74,7 @@ class Llama(PeerModel):
 
     @property
     def static(self) -> bool:
-        return self.row.endswith("static")
+        return self.row == STATIC
 
     @property
     def decode_form(self) -> str:
@@ -122,10 +124,10 @@ class Llama(PeerModel):
     def _new_cache(self, keys: Tensor) -> Any:
         """The project's cache with layers that are told of no tensors yet; keys (B, G, S, K) for what they will be."""
         module, config = import_module("transformers"), self.theirs.config
-        capacity = keys.shape[2]
-        cache = (
-            module.StaticCache(config, max_cache_len=capacity) if self.static else module.DynamicCache(config=config)
-        )
+        if self.static:
+            cache = module.StaticCache(config, max_cache_len=keys.shape[2])
+        else:
+            cache = module.DynamicCache(config=config)
         for layer in cache.layers:
             layer.dtype, layer.device, layer.is_initialized = keys.dtype, keys.device, True
         return cache

@@ -51,8 +51,8 @@ def _table(body: list[tuple[Entry, ...]], records: Sequence[Record]) -> Table:
         columns=(*CELL, *RATIOS),
         rows=tuple(body),
         footnotes=(
-            "the interval of a ratio is from the far ends of those of both sides; columns as in the first table, where "
-            "a peer that is a Transformer counts as a baseline: the fastest is the fastest of all",
+            "± spans the far ends of the intervals of both sides; in the other tables a peer that is a Transformer is "
+            "a baseline like any: the fastest is the fastest of all",
             *dict.fromkeys(_remarks(record) for record in records if "peer" in record.notes),
         ),
         section=("size", "batch_size", "seq_len"),

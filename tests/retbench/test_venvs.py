@@ -46,7 +46,7 @@ def test_an_environment_is_installed_once_in_the_users_cache(cache: Path, monkey
 
 
 @pytest.mark.parametrize("stage", ["_pip_install", "_write_stub", "check"])
-@pytest.mark.parametrize("failure", [UsageError("no"), KeyboardInterrupt(), OSError("disk full")])
+@pytest.mark.parametrize("failure", [UsageError("no"), KeyboardInterrupt(), OSError("disk full")], ids=repr)
 def test_what_interrupts_an_installation_leaves_nothing(
     stage: str, failure: BaseException, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -56,11 +56,18 @@ def test_what_interrupts_an_installation_leaves_nothing(
     if stage != "check":
         monkeypatch.setattr(venvs, stage, fail)
 
-    with pytest.raises(type(failure)):
+    with pytest.raises(KeyboardInterrupt if isinstance(failure, KeyboardInterrupt) else UsageError):
         ONE.install(check=fail if stage == "check" else lambda python: None)
 
     assert entries(cache) == []
     assert not ONE.installed
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(cache: Path) -> None:
+    (cache / "retbench").write_text("a file in the way")
+
+    with pytest.raises(UsageError, match=rf"cannot make {ONE.folder}: Not a directory"):
+        ONE.install()
 
 
 def test_the_check_runs_before_the_environment_is_there(cache: Path) -> None:
