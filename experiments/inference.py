@@ -26,6 +26,7 @@ def command(
     batch_size: options.BatchSize = "1,8",
     systems: options.Systems = SYSTEMS,
     checkpoint: options.Checkpoints = None,
+    peer: options.Peers = None,
     size: options.Size = "auto",
     dtype: options.DtypeName = "auto",
     weights: options.Weights = "as-is",
@@ -39,9 +40,8 @@ def command(
     seed: options.Seed = 0,
     output_format: options.Format = "table",
 ) -> None:
-    grid = Grid(
-        seq_len, batch_size, systems, size, dtype, device, threads, mem_limit, seed, tuple(checkpoint or ()), weights
-    )
+    beside = (tuple(checkpoint or ()), tuple(peer or ()), weights)
+    grid = Grid(seq_len, batch_size, systems, size, dtype, device, threads, mem_limit, seed, *beside)
     options.check_format(output_format)
     chosen_device, cells = grid.cells("decode")
     budget_s = parse_duration(budget, "--budget")
@@ -53,12 +53,14 @@ def command(
 
 
 def tables(records: Sequence[Record]) -> "list[Table]":
-    """The main table, the headline ratios and the slopes."""
+    """The main table, the headline ratios, those to peers, and the slopes."""
     from retbench.report.inference_tables import headline_table, inference_table, slope_table
     from retbench.report.paper import inference_paper
+    from retbench.report.peer_table import peer_tables
 
     paper = inference_paper()
-    return [inference_table(records, paper), headline_table(records, paper), slope_table(records)]
+    first = [inference_table(records, paper), headline_table(records, paper)]
+    return [*first, *peer_tables(records), slope_table(records)]
 
 
 def figures(records: Sequence[Record]) -> "Mapping[str, Figure]":

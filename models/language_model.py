@@ -246,6 +246,12 @@ class LanguageModel(nn.Module):
         decoder = self._native_decoder()
         return f"{self.config.system} has no native decode step" if decoder is None else decoder.unsupported()
 
+    @property
+    def notes(self) -> dict[str, object]:
+        """Why faster ways to compute are not used, for the record."""
+        reason = self.no_native_step()
+        return {**self.backend_refusals(), **({"no_native_step": reason} if reason else {})}
+
     def native_mixer(self, frequencies: Tensor) -> MixerShape | None:
         """What the native step has to know of the mixers, None where it does not know them."""
         return None

@@ -35,9 +35,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, style: str, scale: float = 1.0) 
     if style == "none":
         return (x if scale == 1.0 else x * scale).contiguous()
     turn = torch.complex(cos * scale, sin * scale)  # (T, K/2)
-    wide = x.to(cos.dtype)
+    wide: Tensor = x.to(cos.dtype)
     if style == "interleaved":
-        pairs = torch.view_as_complex(wide.unflatten(-1, (-1, 2))) * turn  # (B, H, T, K/2)
+        pairs = torch.view_as_complex(wide.view(*wide.shape[:-1], -1, 2)) * turn  # (B, H, T, K/2)
         rotated = torch.view_as_real(pairs).flatten(-2)  # (B, H, T, K)
     else:
         pairs = torch.complex(*wide.chunk(2, dim=-1)) * turn  # (B, H, T, K/2)

@@ -10,7 +10,7 @@ from retbench.devices import devices
 from retbench.errors import UsageError
 from retbench.registry import check_packages, choose, experiments
 
-LISTS = ("systems", "sizes", "experiments", "devices")
+LISTS = ("systems", "peers", "sizes", "experiments", "devices")
 
 
 def main() -> None:
@@ -40,6 +40,9 @@ def make_app() -> typer.Typer:
     app.callback()(_options)
     app.command("list")(_list)
     app.command("generate", help=generate.__doc__)(generate.command)
+    peers = typer.Typer(help="Other projects' models, to be measured beside ours.", rich_markup_mode=None)
+    peers.command("install")(_install_peers)
+    app.add_typer(peers, name="peers")
     for name, module in experiments().items():
         app.command(name, help=module.__doc__)(module.command)
     return app
@@ -71,13 +74,27 @@ def _options(
 def _list(
     what: Annotated[str, typer.Argument(help=f"One of {', '.join(LISTS)}; all of them by default.")] = "all",
 ) -> None:
-    """Lists systems, sizes, experiments and devices."""
+    """Lists systems, peers, sizes, experiments and devices."""
     chosen = choose(what, LISTS, "list")
     for name in chosen:
         entries = _ENTRIES[name]()
         width = max(map(len, entries))
         lines = [f"{entry:<{width}}  {text}" for entry, text in entries.items()]
         typer.echo("\n".join(lines if len(chosen) == 1 else [f"{name}:", *(f"  {line}" for line in lines), ""]))
+
+
+def _install_peers(
+    names: Annotated[list[str] | None, typer.Argument(help="Peers; all by default. See: retbench list peers.")] = None,
+) -> None:
+    """Installs peers from the package index, each in an environment of its own that borrows our torch."""
+    from models.catalogue import peers
+    from retbench.peers import install, installation, venv_of
+
+    for name in choose(",".join(names or peers()), peers(), "peer"):
+        peer = peers()[name]
+        typer.echo(f"{peer.name}: {installation(peer)}")
+        install(peer)
+        typer.echo(f"{peer.name}: computes what {peer.twin} computes; installed in {venv_of(peer).folder}")
 
 
 def _systems() -> dict[str, str]:
@@ -105,7 +122,14 @@ def _devices() -> dict[str, str]:
     return lines
 
 
-_ENTRIES = {"systems": _systems, "sizes": _sizes, "experiments": _experiments, "devices": _devices}
+def _peers() -> dict[str, str]:
+    from models.catalogue import peers
+    from retbench.peers import describe
+
+    return {name: describe(peer) for name, peer in peers().items()}
+
+
+_ENTRIES = {"systems": _systems, "peers": _peers, "sizes": _sizes, "experiments": _experiments, "devices": _devices}
 
 if __name__ == "__main__":
     main()

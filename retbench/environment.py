@@ -22,6 +22,7 @@ NOT_IDENTIFYING = ("commit", "dirty", "retbench", "kernel", "memory_bytes", "cod
 MEASURED_CODE = (
     "models/*.py",
     "models/native/*.*",
+    "models/peers/*.py",
     "retbench/measure/*.py",
     "retbench/devices/*.py",
     "retbench/statistics.py",

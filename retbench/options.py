@@ -7,27 +7,40 @@ from typing import Annotated, get_args
 
 import typer
 
+from models.catalogue import paper_systems, peer_of
+from models.catalogue import peers as known_peers
 from models.catalogue import systems as known_systems
 from models.sizes import SIZES
 from retbench.checkpoints import find_checkpoint
 from retbench.devices import Device, find_device
 from retbench.errors import UsageError
+from retbench.peers import find_peers
 from retbench.quantities import parse_bytes, parse_counts
 from retbench.registry import choose
 from retbench.spec import Cell, Dtype, Quantize
 
 MAX_SEQ_LEN = 2**20
 MAX_BATCH_SIZE = 2**16
-NONE = "none"  # as --systems: the checkpoints alone
-WEIGHTS: dict[str, Quantize] = {"as-is": "none", "int8": "int8"}
+AS_IS = "as-is"  # as --weights; a peer has its own weights only so
+WEIGHTS: dict[str, Quantize] = {AS_IS: "none", "int8": "int8"}
+NONE = "none"  # as --systems: the checkpoints and peers alone
+ALL = "all"  # as --systems: the rows of the paper, not the twins of peers
 FORMATS = ("table", "md", "csv", "json", "jsonl")
 
 SeqLen = Annotated[str, typer.Option(help="Lengths: 8192, lists 1k,2k (1k = 1024), ranges 1k-8k*2 or 1k-4k+1k.")]
 BatchSize = Annotated[str, typer.Option(help="Batch sizes: lists and ranges as for --seq-len.")]
-Systems = Annotated[str, typer.Option(help="Comma-separated, or all; see: retbench list systems.")]
+Systems = Annotated[str, typer.Option(help="Comma-separated, or all of the paper's; see: retbench list systems.")]
 Checkpoints = Annotated[
     list[Path] | None,
     typer.Option("--checkpoint", help="Folder of a checkpoint to measure too; repeatable. Alone: --systems none."),
+]
+Peers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--peer",
+        help=f"Another project's model with our weights, beside the system of ours that computes the same: "
+        f"{', '.join(known_peers())}; repeatable.",
+    ),
 ]
 Size = Annotated[str, typer.Option(help="Comma-separated model sizes, or auto for the device's default.")]
 DtypeName = Annotated[str, typer.Option("--dtype", help="fp32, bf16, fp16, or auto for the device's default.")]
@@ -67,6 +80,7 @@ class Grid:
     mem_limit: str
     seed: int
     checkpoints: tuple[Path, ...] = ()
+    peers: tuple[str, ...] = ()
     weights: str = "as-is"
 
     def cells(self, workload: str) -> tuple[Device, list[Cell]]:
@@ -96,18 +110,24 @@ class Grid:
             for batch_size in _counts(self.batch_size, "--batch-size", MAX_BATCH_SIZE)
             for weights in choose(self.weights, WEIGHTS, "--weights value")
             for row in rows
+            if weights == AS_IS or not peer_of(row.system)
         ]
         return device, cells
 
     def _rows(self, device: Device) -> list[list[Row]]:
-        """What is compared with each other: the systems at each size, and the checkpoints."""
+        """What is compared with each other: systems and peers, each with its twin, at each size, and checkpoints."""
         sizes = [device.default_size()] if self.size == "auto" else choose(self.size, SIZES, "size")
-        alone = self.systems == NONE and self.checkpoints
-        names = [] if alone else choose(self.systems, known_systems(), "system")
+        names = dict.fromkeys(self._system_names())
+        names |= dict.fromkeys(row for peer in find_peers(self.peers) for row in (peer.twin, *peer.rows))
         checkpoints = [find_checkpoint(folder) for folder in self.checkpoints]
         groups = [[Row(name, size) for name in names] for size in sizes]
         groups.append([Row(found.system, "checkpoint", str(found.folder), found.weights) for found in checkpoints])
         return [group for group in groups if group]
+
+    def _system_names(self) -> list[str]:
+        if self.systems == NONE and (self.checkpoints or self.peers):
+            return []
+        return list(paper_systems()) if self.systems.strip() == ALL else choose(self.systems, known_systems(), "system")
 
 
 def check_format(text: str) -> str:

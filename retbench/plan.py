@@ -1,8 +1,9 @@
 """Predicted bytes of every cell before anything runs; the prediction itself needs torch and happens in a child."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
+from models.catalogue import peer_of
 from retbench import isolate
 from retbench.devices import Device
 from retbench.quantities import format_duration
@@ -19,14 +20,20 @@ MARGIN = 1.15  # a prefill is planned for when this many times its time is there
 
 
 def predict(cells: Sequence[Cell]) -> tuple[list[Prediction], list[str]]:
-    """A prediction for every cell, empty where there is none, and in words why not."""
-    request = {"task": "predict", "cells": [asdict(cell) for cell in cells]}
+    """A prediction for every cell, that of its twin for a peer's; empty where there is none, and in words why not."""
+    request = {"task": "predict", "cells": [asdict(_predictable(cell)) for cell in cells]}
     outcome = isolate.run_worker(request, threads=1, timeout_s=TIMEOUT_S)
     predictions = [message["predicted"] for message in outcome.messages]
     problems = [message["problem"] for message in outcome.messages if message["problem"]]
     if outcome.status != "ok":
         problems.append(f"the prediction ended early ({outcome.status}: {outcome.reason})")
     return predictions + [{}] * (len(cells) - len(predictions)), problems
+
+
+def _predictable(cell: Cell) -> Cell:
+    """The cell itself or, for a peer that this Python cannot import, that of our system that computes the same."""
+    peer = peer_of(cell.system)
+    return replace(cell, system=peer.twin) if peer else cell
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 from rich.console import Console
 
+from models.catalogue import peer_of
 from retbench import plan
 from retbench.devices import Device
 from retbench.errors import UsageError
@@ -149,7 +150,12 @@ def plan_table(cells: Sequence[Cell], predictions: Sequence[Prediction], problem
         predicted = [prediction.get(column.name) for column in columns[4:8]]
         sizes = [Entry(value, "unknown" if value is None else format_bytes(value)) for value in predicted]
         rows.append((*described, *sizes, _fit(prediction, free)))
-    notes = (f"{format_bytes(free)} are free; peaks are predicted (model), not measured", *problems)
+    twins = {cell.system: peer.twin for cell in cells if (peer := peer_of(cell.system))}
+    notes = (
+        f"{format_bytes(free)} are free; peaks are predicted (model), not measured",
+        *(f"{row}: predicted as {twin}" for row, twin in twins.items()),
+        *problems,
+    )
     return Table("plan", "Cells and their predicted bytes", columns, tuple(rows), notes)
 
 

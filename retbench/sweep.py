@@ -5,10 +5,12 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
+from models.catalogue import peer_of
 from retbench import isolate, plan
 from retbench.devices import Device
 from retbench.environment import capture, sha256
 from retbench.isolate import Outcome
+from retbench.peers import interpreter
 from retbench.plan import Prediction, Share
 from retbench.quantities import format_bytes
 from retbench.record import Record
@@ -18,6 +20,8 @@ from retbench.timing import Deadline
 
 START_UP_S = 30.0  # what a child may need beyond its budget before it counts as hanging
 OVERRUN = 3.0
+
+Execute = Callable[[dict[str, Any], int, float, str], Outcome]  # request, threads, seconds, Python
 
 
 class Listener(Protocol):
@@ -62,7 +66,7 @@ class Sweep:
         predictions: dict[Cell, Prediction],
         deadline: Deadline,
         listener: Listener,
-        execute: Callable[[dict[str, Any], int, float], Outcome] = isolate.run_worker,
+        execute: Execute = isolate.run_worker,
     ) -> list[Record]:
         """A record for every cell, in order; each new one is on disk before the next cell starts.
 
@@ -88,7 +92,7 @@ class Sweep:
         cell: Cell,
         predicted: Prediction,
         share: Share,
-        execute: Callable[[dict[str, Any], int, float], Outcome],
+        execute: Execute,
     ) -> Record:
         needed, free = predicted.get("peak_memory_bytes", 0), self.device.free_bytes()
         if needed > free:
@@ -96,10 +100,12 @@ class Sweep:
             return self._record(cell, Outcome("skipped", reason, []), predicted)
         request = {"task": "measure", "cell": asdict(cell), "predicted": predicted, **asdict(share)}
         timeout_s = START_UP_S + OVERRUN * share.budget_s
-        return self._record(cell, execute(request, cell.threads, timeout_s), predicted)
+        return self._record(cell, execute(request, cell.threads, timeout_s, interpreter(cell.system)), predicted)
 
     def _record(self, cell: Cell, outcome: Outcome, predicted: Prediction) -> Record:
         parts = _merge(outcome.messages)
+        if peer_of(cell.system):
+            predicted = {}  # it is of the twin: enough to share out time, no prediction of the peer
         if predicted:
             parts["metrics"]["predicted_peak_memory_bytes"] = predicted["peak_memory_bytes"]
         return Record(

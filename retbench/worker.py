@@ -13,14 +13,16 @@ import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from models.catalogue import peer_of
 from retbench.devices import find_device
 from retbench.spec import Cell
 from retbench.timing import Deadline
 
 if TYPE_CHECKING:
     from models.language_model import LanguageModel
+    from retbench.measure import Model
 
 PR_SET_PDEATHSIG = 1
 OUT_OF_MEMORY = (  # how torch, C++, the kernel, oneDNN, OpenBLAS, Python and cuBLAS say it, in lower case
@@ -56,7 +58,6 @@ def _measure(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     deadline = Deadline(request["budget_s"])
     import torch
 
-    from models import build, load_checkpoint
     from retbench.measure import TORCH_DTYPES, Task
     from retbench.measure.quantize import quantize
 
@@ -68,17 +69,14 @@ def _measure(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     if cell.mem_limit_bytes is not None:
         device.limit_memory(cell.mem_limit_bytes)
     with torch.device(cell.device):
-        if cell.checkpoint is None:
-            model = build(cell.system, cell.size, seed=cell.seed, **getattr(workload, "MODEL_OPTIONS", {}))
-        else:
-            model = load_checkpoint(cell.checkpoint, TORCH_DTYPES[cell.dtype], cell.device)
+        model = _model(cell, getattr(workload, "MODEL_OPTIONS", {}))
         usage = resource.getrusage(resource.RUSAGE_SELF)
         steal = _steal_ticks()
         given = {name: request[name] for name in ("predicted", "prefill_s", "skip_prefill")}
         task = Task(cell, device, deadline, **given)
         if cell.quantize != "none":
-            yield quantize(model, task)
-        yield {"cell": {"backend": _backend(model), "form": model.decode_form}, "notes": _notes(model)}
+            yield quantize(cast("LanguageModel", model), task)  # peers are measured as they are
+        yield {"cell": {"backend": _backend(model), "form": model.decode_form}, "notes": model.notes}
         yield from workload.measure(model, task)
     after = resource.getrusage(resource.RUSAGE_SELF)
     yield {
@@ -90,15 +88,23 @@ def _measure(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     }
 
 
-def _backend(model: "LanguageModel") -> str:
+def _model(cell: Cell, options: dict[str, Any]) -> "Model":
+    """What the cell measures; the options are those of the workload for a built model."""
+    from models import build, load_checkpoint
+    from retbench.measure import TORCH_DTYPES
+
+    if cell.checkpoint is not None:
+        return load_checkpoint(cell.checkpoint, TORCH_DTYPES[cell.dtype], cell.device)
+    if peer_of(cell.system):
+        from models import peers
+
+        return peers.build(cell.system, cell.size, cell.seed)
+    return build(cell.system, cell.size, seed=cell.seed, **options)
+
+
+def _backend(model: "Model") -> str:
     """What computes the mixer, with ``native`` before it where the step is native code."""
     return f"native+{model.backend}" if model.decode_backend == "native" else model.backend
-
-
-def _notes(model: "LanguageModel") -> dict[str, str]:
-    """Why faster ways to compute are not used."""
-    reason = model.no_native_step()
-    return {**model.backend_refusals(), **({"no_native_step": reason} if reason else {})}
 
 
 def _predict(request: dict[str, Any]) -> Iterator[dict[str, Any]]:

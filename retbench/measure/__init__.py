@@ -1,12 +1,14 @@
 """The workloads, one file each, run in a cell's child: ``measure(model, task)`` yields parts of a record."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from models.config import Config
+from models.language_model import State
 from retbench.devices import Device
 from retbench.spec import Cell
 from retbench.timing import Deadline
@@ -16,6 +18,40 @@ Parts = Iterator[Part]
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISION = 0.02  # repeats end when the interval of the median is within 2 %
+
+
+class Model(Protocol):
+    """What is measured: a language model of ours, or of a peer behind the same methods."""
+
+    @property
+    def config(self) -> Config: ...
+
+    @property
+    def backend(self) -> str: ...
+
+    @property
+    def decode_form(self) -> str: ...
+
+    @property
+    def decode_backend(self) -> str: ...
+
+    @property
+    def notes(self) -> Mapping[str, object]:
+        """What the record says about how it computes."""
+
+    def prefill(self, tokens: Tensor) -> tuple[Tensor, State | None]:
+        """(B, T) int64 -> logits of the last position (B, V), and the state after it where there is one."""
+
+    def step(self, token: Tensor, state: State) -> tuple[Tensor, State]:
+        """(B,) int64 -> logits (B, V) and the state, updated."""
+
+    def init_state(self, batch_size: int, max_seq_len: int) -> State: ...
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def weights_bytes(self) -> int: ...
+
+    def step_weights_bytes(self) -> int: ...
 
 
 @dataclass

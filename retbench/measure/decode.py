@@ -8,9 +8,9 @@ from statistics import median
 import numpy as np
 import torch
 
-from models.language_model import LanguageModel, State
+from models.language_model import State
 from retbench.devices import MemoryPeak, Step
-from retbench.measure import PRECISION, Part, Parts, Task, prefill
+from retbench.measure import PRECISION, Model, Part, Parts, Task, prefill
 from retbench.spec import Cell
 from retbench.statistics import Interval, median_interval, percentile, slope_interval
 from retbench.timing import TRIVIAL_S, Deadline, Sample, rate, sample, warm_up
@@ -50,7 +50,7 @@ class Depth:
 
 
 @torch.inference_mode()
-def measure(model: LanguageModel, task: Task) -> Parts:
+def measure(model: Model, task: Task) -> Parts:
     """Yields the timing, then the exact memory, then what prefill yields, whose time is set apart first."""
     seq_len = task.cell.seq_len
     depths = [Depth(context) for context in sorted({1, seq_len // 4, seq_len // 2, seq_len} - {0}, reverse=True)]
@@ -62,7 +62,7 @@ def measure(model: LanguageModel, task: Task) -> Parts:
     yield from prefill.measure_forecast(model, task, ahead)
 
 
-def _time(model: LanguageModel, task: Task, depths: list[Depth], deadline: Deadline) -> Part:
+def _time(model: Model, task: Task, depths: list[Depth], deadline: Deadline) -> Part:
     """Visits every depth in turn, so that a machine that slows down slows all of them down alike."""
     cell, longest = task.cell, depths[0]
     state = model.init_state(cell.batch_size, cell.seq_len)
@@ -101,7 +101,7 @@ def _time(model: LanguageModel, task: Task, depths: list[Depth], deadline: Deadl
     }
 
 
-def _ways(model: LanguageModel, task: Task, states: dict[int, State]) -> tuple[dict[str, dict[int, Step]], Part]:
+def _ways(model: Model, task: Task, states: dict[int, State]) -> tuple[dict[str, dict[int, Step]], Part]:
     """The ways to step through the state of every context, by name, and a note on why there is no other than plain."""
     ways: dict[str, dict[int, Step]] = {PLAIN: {n: partial(model.step, state=state) for n, state in states.items()}}
     try:
@@ -113,9 +113,7 @@ def _ways(model: LanguageModel, task: Task, states: dict[int, State]) -> tuple[d
     return ways, {}
 
 
-def _stepper(
-    model: LanguageModel, task: Task, states: dict[int, State], steps: dict[int, Step]
-) -> Callable[[int], None]:
+def _stepper(model: Model, task: Task, states: dict[int, State], steps: dict[int, Step]) -> Callable[[int], None]:
     """A function that makes one step at a context with a token that the last step did not have."""
     pool = task.tokens(model.config.vocab_size, 64, task.cell.batch_size)
     count = 0
@@ -129,7 +127,7 @@ def _stepper(
     return step
 
 
-def _step_bytes(model: LanguageModel, states: dict[int, State], depth: Depth) -> int:
+def _step_bytes(model: Model, states: dict[int, State], depth: Depth) -> int:
     """Bytes that a step at this depth must move: weights and state."""
     states[depth.context].position = depth.context - 1
     return model.step_weights_bytes() + states[depth.context].step_bytes()
@@ -173,7 +171,7 @@ def _mean_rate(batch_size: int, contexts: list[int], tpots_ms: list[float]) -> f
     return rate(batch_size * contexts[-1], total_ms / 1e3)
 
 
-def _memory(model: LanguageModel, task: Task, depths: list[Depth]) -> Part:
+def _memory(model: Model, task: Task, depths: list[Depth]) -> Part:
     """One untimed step a depth, with a cache of just that depth."""
     weights_bytes, contexts = model.weights_bytes(), []
     for depth in reversed(depths):
@@ -190,7 +188,7 @@ def _memory(model: LanguageModel, task: Task, depths: list[Depth]) -> Part:
     return {"metrics": metrics, "contexts": contexts}
 
 
-def _step_peak(model: LanguageModel, task: Task, context: int) -> tuple[MemoryPeak, int]:
+def _step_peak(model: Model, task: Task, context: int) -> tuple[MemoryPeak, int]:
     """The peak of state and activations in a step at a context, and the bytes of the state after it."""
     token = task.tokens(model.config.vocab_size, task.cell.batch_size)
     states: list[State] = []

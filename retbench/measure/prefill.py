@@ -6,8 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from models.language_model import LanguageModel
-from retbench.measure import PRECISION, Part, Parts, Task
+from retbench.measure import PRECISION, Model, Part, Parts, Task
 from retbench.quantities import format_bytes, format_duration
 from retbench.statistics import median_interval
 from retbench.timing import TRIVIAL_S, Sample, rate, sample, warm_up
@@ -28,12 +27,12 @@ class Forecast:
 
 
 @torch.inference_mode()
-def measure(model: LanguageModel, task: Task) -> Parts:
+def measure(model: Model, task: Task) -> Parts:
     """Yields the TTFT, or why it was not measured, then the peak memory."""
     yield from measure_forecast(model, task, forecast(model, task))
 
 
-def forecast(model: LanguageModel, task: Task) -> Forecast:
+def forecast(model: Model, task: Task) -> Forecast:
     """Decides, before other work uses up the time, whether there will be enough memory and time."""
     reason = task.skip_prefill or _does_not_fit(task)
     if reason is not None:
@@ -45,7 +44,7 @@ def forecast(model: LanguageModel, task: Task) -> Forecast:
     return Forecast(expected_s, reason, samples)
 
 
-def measure_forecast(model: LanguageModel, task: Task, ahead: Forecast) -> Parts:
+def measure_forecast(model: Model, task: Task, ahead: Forecast) -> Parts:
     """Yields the TTFT of at least one run, then the peak memory when there is time for one more."""
     if ahead.skipped is not None:
         yield {"metrics": {"ttft_ms": None, "ttft_status": "skipped", "ttft_reason": ahead.skipped}}
@@ -71,7 +70,7 @@ def _does_not_fit(task: Task) -> str | None:
     return f"needs {format_bytes(needed)} beside the weights, {format_bytes(free)} are free"
 
 
-def _warm_up(model: LanguageModel, task: Task) -> tuple[list[Sample], float]:
+def _warm_up(model: Model, task: Task) -> tuple[list[Sample], float]:
     """Warm-up runs, and the seconds that one prefill of the whole prompt will take, at least.
 
     A long prompt is warmed up by prefixes, as long as the whole may still end in time: each bounds its time from below,
@@ -94,7 +93,7 @@ def _warm_up(model: LanguageModel, task: Task) -> tuple[list[Sample], float]:
     return samples, max(linear + quadratic, at_least_s)
 
 
-def _samples(model: LanguageModel, task: Task, expected_s: float) -> list[Sample]:
+def _samples(model: Model, task: Task, expected_s: float) -> list[Sample]:
     """Repeats with different prompts until the median is precise or another one would end too late."""
     deadline, samples = task.deadline.fraction(SAMPLES_SHARE), list[Sample]()
     while not samples or (expected_s < deadline.left_s and not _precise(samples)):
@@ -124,5 +123,5 @@ def _timing_part(task: Task, samples: list[Sample], first: list[Sample]) -> Part
     }
 
 
-def _prompt(model: LanguageModel, task: Task, length: int) -> Tensor:
+def _prompt(model: Model, task: Task, length: int) -> Tensor:
     return task.tokens(model.config.vocab_size, task.cell.batch_size, length)

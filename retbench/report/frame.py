@@ -12,7 +12,8 @@ from retbench.record import Record
 from retbench.spec import Cell
 
 CHALLENGER = "retnet"
-BASELINE = "transformer"  # the paper's; every system whose name starts with it is a Transformer
+BASELINE = "transformer"  # the paper's
+TRANSFORMERS = (BASELINE, "llama")  # what the names of Transformers begin with, those of peers included
 
 SETTING = ["machine", "device", "dtype", "threads", "quantize", "size"]
 GROUP = [*SETTING, "batch_size", "seq_len"]  # only rows that agree in these are compared with each other
@@ -45,7 +46,7 @@ def to_frame(records: Sequence[Record]) -> pd.DataFrame:
     frame[numbers] = frame[numbers].astype("float64")
     known = frame.drop_duplicates([*GROUP, "system"], keep="last")
     naive = _matched(frame, known[known["system"] == BASELINE])
-    transformers = known[known["system"].astype("str").str.startswith(BASELINE) & known["tpot_ms"].notna()]
+    transformers = known[known["system"].astype("str").str.startswith(TRANSFORMERS) & known["tpot_ms"].notna()]
     fastest = _matched(frame, transformers.sort_values("tpot_ms", kind="stable").drop_duplicates(GROUP))
     frame["fastest"] = fastest["system"]
     for name, base in (("transformer", naive), ("fastest", fastest)):

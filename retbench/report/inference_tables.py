@@ -71,7 +71,7 @@ def slope_table(records: Sequence[Record]) -> Table:
     body = []
     for row in group:
         value, low, high = (row[f"{name}{end}"] for end in ("", "_low", "_high"))
-        slope = Entry(value, significant(value)) if value is not None else Entry(None, _status(row), _failed(row))
+        slope = Entry(value, significant(value)) if value is not None else no_number(row)
         interval = f"{significant(low)} to {significant(high)}" if None not in (low, high) else ABSENT
         body.append((Entry(row["system"], row["system"]), slope, Entry(low, interval), _raw(high)))
     return Table(
@@ -175,7 +175,7 @@ def _ttft(row: Row) -> Entry:
 
 def _tpot(row: Row) -> Entry:
     if row["tpot_ms"] is None:
-        return Entry(None, _status(row), _failed(row))
+        return no_number(row)
     return Entry(row["tpot_ms"], with_interval(row["tpot_ms"], row["tpot_ms_low"], row["tpot_ms_high"]))
 
 
@@ -220,7 +220,7 @@ def _advantage(retnet: Row, base: Row | None, metric: str) -> Entry:
         return Entry(None, "not measured")
     for row in (retnet, base):
         if not row[metric]:
-            return Entry(None, _status(row), _failed(row))
+            return no_number(row)
     value = retnet[metric] / base[metric] if metric.startswith("tokens") else base[metric] / retnet[metric]
     return Entry(value, _times(value))
 
@@ -308,12 +308,10 @@ def _where(row: Row) -> str:
     return f"{row['size']}, batch {row['batch_size']}, length {row['seq_len']}"
 
 
-def _status(row: Row) -> str:
-    return ABSENT if row["status"] == "ok" else str(row["status"])
-
-
-def _failed(row: Row) -> bool:
-    return row["status"] not in ("ok", "skipped")
+def no_number(row: Row) -> Entry:
+    """In the place of a number that a row lacks: its status."""
+    status = row["status"]
+    return Entry(None, ABSENT if status == "ok" else str(status), status not in ("ok", "skipped"))
 
 
 def _section(frame: pd.DataFrame) -> list[str]:

@@ -74,6 +74,12 @@ KNOWN = {
     "h3": Look("#882255", "X"),
     "hyena": Look("#999933", "*"),
     "rwkv": Look("#CC79A7", "d"),
+    # A peer has the colour of its twin; what differs is the marker.
+    "retnet-torchscale": Look("#E69F00", "v"),
+    "torchscale": Look("#E69F00", "P"),
+    "llama": Look("#009E73", ">"),
+    "transformers-llama": Look("#009E73", "X"),
+    "transformers-llama-static": Look("#009E73", "h"),
 }
 # The rest of theirs but the yellow, which white paper swallows, then darker ones of Paul Tol's "muted" scheme.
 SPARE_COLOURS = ("#009E73", "#CC79A7", "#E69F00", "#332288", "#882255", "#999933")

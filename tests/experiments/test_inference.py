@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from experiments import inference
-from models.catalogue import systems
+from models.catalogue import paper_systems, systems
 from retbench.devices.cpu import DEVICE as CPU
 from retbench.environment import capture
 from retbench.record import Record
@@ -369,7 +369,7 @@ def test_every_system_is_measured_at_odd_lengths_and_in_bf16(tmp_path: Path) -> 
 
     records = stored(tmp_path, "inference")
     assert done.returncode == 0
-    assert len(records) == 3 * len(systems())
+    assert len(records) == 3 * len(paper_systems())
     assert {(record.status, record.reason) for record in records} == {("ok", None)}
     assert {record.contexts[-1]["context"] for record in records} == {1, 3, 77}
 

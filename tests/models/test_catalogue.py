@@ -8,6 +8,7 @@ from pathlib import Path
 
 import models
 from models import SIZES, systems
+from models.catalogue import paper_systems, peer_of, peers
 from models.language_model import LanguageModel
 
 ROOT = Path(models.__file__).parents[1]
@@ -36,7 +37,23 @@ def test_every_system_has_a_model_class_and_a_summary() -> None:
         assert system.name == name
         assert system.summary
         assert issubclass(module.MODEL, LanguageModel)
-        assert name in module.SYSTEMS
+        assert (name in module.SYSTEMS) == (system.twin_of is None)
+
+
+def test_the_paper_has_no_twins_of_peers_and_every_peer_has_one() -> None:
+    twins = {peer.twin: name for name, peer in peers().items()}
+
+    assert {name: system.twin_of for name, system in systems().items() if name not in paper_systems()} == twins
+    assert len(twins) == len(peers())
+
+
+def test_a_peer_is_pinned_and_its_rows_are_no_systems() -> None:
+    rows = [row for peer in peers().values() for row in peer.rows]
+
+    assert all(peer_of(row) == peer for peer in peers().values() for row in peer.rows)
+    assert len(set(rows) | set(systems())) == len(rows) + len(systems())
+    assert all("==" in requirement for peer in peers().values() for requirement in peer.requirements)
+    assert peer_of("retnet") is None
 
 
 def test_one_new_file_adds_a_system(tmp_path: Path) -> None:

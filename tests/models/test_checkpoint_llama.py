@@ -6,9 +6,6 @@ transformers is no dependency: it is installed into an environment of its own, k
 import json
 import os
 import subprocess
-import sys
-import sysconfig
-import venv
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from models import load_checkpoint
+from retbench.errors import UsageError
+from retbench.venvs import Venv
 from tests.models.helpers import error, read
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -65,24 +64,14 @@ save_file({name: tensor.contiguous() for name, tensor in result.items()}, folder
 @pytest.fixture(scope="module", params=VERSIONS)
 def python_with_transformers(request: pytest.FixtureRequest) -> Path:
     """The interpreter of an environment with this version of transformers that borrows torch from ours."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = (
-        cache / "retbench" / "tests" / f"transformers-{request.param}-{sys.version_info.major}{sys.version_info.minor}"
-    )
-    python = folder / "bin" / "python"
-    if not (folder / "installed").exists():
-        venv.create(folder, clear=True, symlinks=True, with_pip=True)
-    # Ours may be an environment itself, which --system-site-packages of another would not see.
-    site = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
-    (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
-    if not (folder / "installed").exists():
-        install = [str(python), "-m", "pip", "install", "--quiet", f"transformers=={request.param}"]
-        done = subprocess.run(install, capture_output=True, text=True)
-        if "from versions: none" in done.stderr:
+    venv = Venv(f"transformers-{request.param}", [f"transformers=={request.param}"])
+    try:
+        venv.install()
+    except UsageError as error:
+        if "from versions: none" in str(error):
             pytest.skip(f"transformers {request.param} cannot be installed: the package index is not reachable")
-        assert done.returncode == 0, done.stderr
-        (folder / "installed").touch()
-    return python
+        raise
+    return venv.python
 
 
 @pytest.mark.parametrize("name", MODELS)

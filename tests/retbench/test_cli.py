@@ -19,12 +19,14 @@ from retbench import __version__, cli, isolate, plan
 from retbench.environment import ROOT
 from retbench.isolate import Outcome
 from retbench.record import Record
+from retbench.venvs import Venv
 from tests.retbench.conftest import PREDICTION, Children
 
 SWEEP = [
     *["inference", "--systems", "retnet,transformer", "--size", "tiny", "--seq-len", "64", "--batch-size", "1"],
     *["--dtype", "fp32", "--device", "cpu", "--threads", "1"],
 ]
+TWINS = ["retnet-torchscale", "llama"]
 Run = Callable[..., "Done"]
 
 
@@ -90,6 +92,7 @@ def test_the_version_is_shown(run: Run) -> None:
     ("what", "names"),
     [
         ("systems", list(systems())),
+        ("peers", ["torchscale", "transformers-llama"]),
         ("sizes", ["tiny", "mini", "small", "200m", "1.3b", "2.7b", "6.7b", "13b"]),
         ("experiments", ["complexity", "inference"]),
         ("devices", ["cpu", "cuda"]),
@@ -108,6 +111,7 @@ def test_all_lists_are_shown_by_default(run: Run) -> None:
 
     assert [line for line in done.out.splitlines() if line.endswith(":")] == [
         "systems:",
+        "peers:",
         "sizes:",
         "experiments:",
         "devices:",
@@ -281,6 +285,17 @@ def test_a_dry_run_says_what_does_not_fit(run: Run, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.usefixtures("children")
+def test_a_dry_run_says_that_a_peer_is_predicted_as_its_twin(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Venv, "installed", True)
+
+    done = run(*SWEEP, "--peer", "torchscale", "--dry-run", "--format", "json")
+
+    table = json.loads(done.out)["plan"]
+    assert [row["system"] for row in table["rows"]][-2:] == ["retnet-torchscale", "torchscale"]
+    assert "torchscale: predicted as retnet-torchscale" in table["footnotes"]
+
+
+@pytest.mark.usefixtures("children")
 def test_a_cell_above_the_free_memory_is_skipped_with_its_predicted_bytes(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -376,7 +391,7 @@ BAD_INPUT = [
     (["inference", "extra"], ["extra", "inference --help"]),
     (["inference", "--seq-len"], ["--seq-len", "requires an argument", "--help"]),
     (["--nope"], ["--nope", "verbs are list, ", "inference"]),
-    (["list", "colours"], ["unknown list 'colours'", "systems, sizes, experiments, devices"]),
+    (["list", "colours"], ["unknown list 'colours'", "systems, peers, sizes, experiments, devices"]),
     ([*SWEEP, "--systems", "retnt"], ["unknown system 'retnt'", "did you mean 'retnet'?", "transformer-flash"]),
     ([*SWEEP, "--systems", ""], ["no system given", "retnet, ", "transformer, "]),
     ([*SWEEP, "--size", "smal"], ["unknown size 'smal'", "did you mean 'small'?", "6.7b"]),

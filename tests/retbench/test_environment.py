@@ -146,6 +146,7 @@ def test_the_hash_of_the_code_is_that_of_its_files_alone(copied_root: Path) -> N
     [
         "models/retention.py",
         "models/sizes.py",
+        "models/peers/torchscale.py",
         "retbench/measure/decode.py",
         "retbench/measure/prefill.py",
         "retbench/devices/cpu.py",

@@ -232,6 +232,19 @@ def test_a_worker_starts_with_our_packages_first_and_the_recorded_variables(monk
     assert seen["variables"]["HOME"] == os.environ["HOME"]
 
 
+def test_the_python_of_a_peer_finds_its_own_packages_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(isolate, "run_child", lambda *arguments: seen.extend(arguments))
+    monkeypatch.setenv("PYTHONPATH", "/elsewhere")
+
+    isolate.run_worker({"task": "measure"}, 1, 7.0, "/peer/bin/python")
+    command, _, _, variables = seen
+
+    assert command == ["/peer/bin/python", "-m", "retbench.worker"]
+    assert variables["PYTHONPATH"] == "/elsewhere"
+    assert variables["PYTHONSAFEPATH"] == "1"
+
+
 def test_a_foreign_models_folder_where_the_command_runs_does_not_reach_the_worker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,11 +6,13 @@ from dataclasses import replace
 
 import pytest
 
+from models.catalogue import paper_systems
 from retbench import options
 from retbench.devices import cpu
 from retbench.devices.cpu import DEVICE as CPU
 from retbench.errors import UsageError
 from retbench.options import FORMATS, Grid, check_format
+from retbench.venvs import Venv
 
 GRID = Grid(
     seq_len="1k,2k",
@@ -67,9 +69,42 @@ def test_all_systems_and_all_sizes_can_be_asked_for() -> None:
     assert {"tiny", "small", "6.7b", "13b"} <= {cell.size for cell in cells}
 
 
+def test_all_systems_are_those_of_the_paper_and_a_twin_can_be_named() -> None:
+    _, everything = replace(GRID, systems=" all ").cells("decode")
+    _, twin = replace(GRID, systems="llama").cells("decode")
+
+    assert {cell.system for cell in everything} == set(paper_systems())
+    assert {cell.system for cell in twin} == {"llama"}
+
+
+@pytest.mark.parametrize(
+    ("systems", "first"), [("none", []), ("retnet", ["retnet"]), ("retnet,llama", ["retnet", "llama"])]
+)
+def test_a_peer_adds_its_rows_and_once_its_twin(
+    systems: str, first: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Venv, "installed", True)
+    grid = replace(
+        GRID, systems=systems, size="tiny", seq_len="64", batch_size="1", peers=("torchscale,transformers-llama",)
+    )
+
+    _, cells = grid.cells("decode")
+
+    rows = [*first, "retnet-torchscale", "torchscale", "llama", "transformers-llama", "transformers-llama-static"]
+    assert [cell.system for cell in cells] == list(dict.fromkeys(rows))
+
+
+def test_a_peer_that_is_not_installed_is_refused_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Venv, "installed", False)
+
+    with pytest.raises(UsageError, match=r"torchscale: not installed; run: retbench peers install torchscale$"):
+        replace(GRID, peers=("torchscale",)).cells("decode")
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        ({"peers": ("torchscal",)}, ["unknown peer 'torchscal'", "did you mean 'torchscale'?"]),
         ({"systems": "retnt"}, ["unknown system 'retnt'", "did you mean 'retnet'?", "transformer-flash"]),
         ({"systems": ""}, ["no system given", "retnet"]),
         ({"size": "huge"}, ["unknown size 'huge'", "tiny", "13b"]),

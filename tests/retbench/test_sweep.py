@@ -1,6 +1,6 @@
 """A sweep makes a record of every cell whatever becomes of it, stores it at once, and measures nothing twice."""
 
-from collections.abc import Callable
+import sys
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,6 +8,7 @@ from typing import Any, cast, get_args
 
 import pytest
 
+from models.catalogue import peers
 from retbench import isolate, plan, sweep, timing
 from retbench.devices import Device
 from retbench.isolate import Outcome
@@ -15,8 +16,9 @@ from retbench.quantities import format_bytes
 from retbench.record import Record, Status
 from retbench.spec import Cell
 from retbench.store import Store
-from retbench.sweep import Sweep
+from retbench.sweep import Execute, Sweep
 from retbench.timing import Deadline
+from retbench.venvs import Venv
 from tests.retbench.conftest import MEASURED, PREDICTION
 
 CELLS = [
@@ -60,13 +62,13 @@ def sweep_of(path: Path, free: int = 10**12, **environment: str) -> Sweep:
     return Sweep("inference", CELLS, cast(Device, FakeDevice(free)), {**ENVIRONMENT, **environment}, store)
 
 
-def executing(*outcomes: Outcome, calls: list[Any] | None = None) -> Callable[[dict[str, Any], int, float], Outcome]:
+def executing(*outcomes: Outcome, calls: list[Any] | None = None) -> Execute:
     """Answers with these outcomes, one a call."""
     left = iter(outcomes)
 
-    def execute(request: dict[str, Any], threads: int, timeout_s: float) -> Outcome:
+    def execute(request: dict[str, Any], threads: int, timeout_s: float, python: str) -> Outcome:
         if calls is not None:
-            calls.append((request, threads, timeout_s))
+            calls.append((request, threads, timeout_s, python))
         return next(left)
 
     return execute
@@ -92,7 +94,7 @@ def test_a_cell_that_fails_becomes_a_record_and_the_sweep_goes_on(status: Status
 def test_a_record_is_on_disk_before_the_next_cell_starts(tmp_path: Path) -> None:
     one, stored = sweep_of(tmp_path), []
 
-    def execute(request: dict[str, Any], threads: int, timeout_s: float) -> Outcome:
+    def execute(request: dict[str, Any], threads: int, timeout_s: float, python: str) -> Outcome:
         stored.append(len(one.store.read().records))
         return OK
 
@@ -119,7 +121,7 @@ def test_a_torn_line_that_is_found_while_the_sweep_runs_is_told(tmp_path: Path) 
 def test_an_interrupt_loses_the_cell_in_flight_alone(tmp_path: Path) -> None:
     one = sweep_of(tmp_path)
 
-    def execute(request: dict[str, Any], threads: int, timeout_s: float) -> Outcome:
+    def execute(request: dict[str, Any], threads: int, timeout_s: float, python: str) -> Outcome:
         if request["cell"]["system"] == "transformer":
             raise KeyboardInterrupt
         return OK
@@ -139,7 +141,7 @@ def test_a_child_gets_its_cell_its_prediction_and_a_share_of_the_budget(
 
     sweep_of(tmp_path).run({}, predictions, Deadline(60.0), Listener(), executing(OK, OK, OK, calls=calls))
 
-    (first, threads, timeout_s), (second, _, _), (third, _, _) = calls
+    (first, threads, timeout_s, _), (second, *_), (third, *_) = calls
     assert (first["task"], first["cell"], first["predicted"]) == ("measure", asdict(CELLS[0]), PREDICTION)
     assert first["skip_prefill"] is None
     assert threads == CELLS[0].threads
@@ -154,8 +156,8 @@ def test_a_budget_that_is_used_up_leaves_no_time_but_every_cell_still_runs(tmp_p
 
     sweep_of(tmp_path).run({}, {}, Deadline(-1.0), Listener(), executing(OK, OK, OK, calls=calls))
 
-    assert [request["budget_s"] for request, _, _ in calls] == [0, 0, 0]
-    assert all(timeout_s >= sweep.START_UP_S for _, _, timeout_s in calls)
+    assert [request["budget_s"] for request, *_ in calls] == [0, 0, 0]
+    assert all(timeout_s >= sweep.START_UP_S for _, _, timeout_s, _ in calls)
 
 
 def test_a_cell_above_the_free_memory_is_skipped_with_its_predicted_bytes(tmp_path: Path) -> None:
@@ -169,7 +171,7 @@ def test_a_cell_above_the_free_memory_is_skipped_with_its_predicted_bytes(tmp_pa
     assert records[1].reason == f"predicted to need {format_bytes(3 * 2**30)}, {format_bytes(2**30)} are free"
     assert records[1].predicted == large
     assert records[1].metrics == {"predicted_peak_memory_bytes": 3 * 2**30}
-    assert [request["cell"]["system"] for request, _, _ in calls] == ["retnet", "transformer-flash"]
+    assert [request["cell"]["system"] for request, *_ in calls] == ["retnet", "transformer-flash"]
 
 
 def test_a_cell_that_just_fits_or_was_not_predicted_is_tried(tmp_path: Path) -> None:
@@ -223,7 +225,7 @@ def test_a_cell_with_an_ok_record_is_not_measured_again(tmp_path: Path) -> None:
 
     records = again.run(known, {}, Deadline(60.0), listener, executing(OK, calls=calls))
 
-    assert [request["cell"]["system"] for request, _, _ in calls] == ["transformer"]
+    assert [request["cell"]["system"] for request, *_ in calls] == ["transformer"]
     assert [record.status for record in records] == ["ok", "ok", "ok"]
     assert len(again.store.read().records) == 4
     assert listener.told[0] == "finished retnet again: ok"
@@ -268,6 +270,39 @@ def test_other_code_another_environment_or_experiment_is_another_key(tmp_path: P
 
     assert len({other.key(CELLS[0]) for other in [one, *others]}) == 4
     assert sweep_of(tmp_path, commit="another").key(CELLS[0]) == one.key(CELLS[0])
+
+
+def test_a_peer_is_planned_as_its_twin_and_its_record_holds_no_prediction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+    answer = Outcome("ok", None, [{"predicted": PREDICTION, "problem": None}])
+
+    def run_worker(request: dict[str, Any], threads: int, timeout_s: float) -> Outcome:
+        asked.append(request)
+        return answer
+
+    monkeypatch.setattr(isolate, "run_worker", run_worker)
+    cell, calls = replace(CELLS[0], system="torchscale"), list[Any]()
+    one = replace(sweep_of(tmp_path), cells=[cell])
+
+    (prediction,), _ = plan.predict([cell])
+    (record,) = one.run({}, {cell: prediction}, Deadline(60.0), Listener(), executing(OK, calls=calls))
+
+    assert [asked_for["system"] for asked_for in asked[0]["cells"]] == ["retnet-torchscale"]
+    assert calls[0][0]["predicted"] == PREDICTION
+    assert record.predicted == {}
+    assert "predicted_peak_memory_bytes" not in record.metrics
+
+
+def test_a_peer_runs_under_its_own_python_and_our_systems_under_ours(tmp_path: Path) -> None:
+    cell, calls = replace(CELLS[0], system="transformers-llama-static"), list[Any]()
+    one = replace(sweep_of(tmp_path), cells=[CELLS[0], cell])
+
+    one.run({}, {}, Deadline(60.0), Listener(), executing(OK, OK, calls=calls))
+
+    theirs = Venv("transformers-llama", peers()["transformers-llama"].requirements).python
+    assert [python for *_, python in calls] == [sys.executable, str(theirs)]
 
 
 def test_a_plan_has_a_prediction_for_every_cell_and_says_what_it_could_not_predict(
