@@ -66,7 +66,7 @@ def _measure(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
         device.limit_memory(cell.mem_limit_bytes)
     with torch.inference_mode(), torch.device(cell.device):
         if cell.checkpoint is None:
-            model = build(cell.system, cell.size, seed=cell.seed)
+            model = build(cell.system, cell.size, seed=cell.seed, **cell.overrides)
         else:
             model = load_checkpoint(cell.checkpoint, TORCH_DTYPES[cell.dtype], cell.device)
         yield {"cell": {"backend": model.backend, "form": model.decode_form}}
@@ -87,6 +87,18 @@ def _measure(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     }
 
 
+def _rounds(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Parts of the records of several cells that are measured in turn; ``at`` is the cell's place."""
+    deadline = Deadline(request["budget_s"])
+    from retbench.measure.rounds import measure
+
+    cells = [Cell(**fields) for fields in request["cells"]]
+    steal = _steal_ticks()
+    for part in measure(cells, deadline):
+        share = _stolen_s(steal) / max(request["budget_s"] - deadline.left_s, 1e-3)
+        yield {**part, "notes": {**part["notes"], "load_average": os.getloadavg()[0], "stolen_share": share}}
+
+
 def _predict(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The predicted bytes of every cell, in order; a cell that cannot be predicted does not stop the others."""
     from retbench.measure.predict import predict
@@ -99,7 +111,7 @@ def _predict(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield {"predicted": {}, "problem": f"no prediction for {cell.label}: {str(error).splitlines()[0]}"}
 
 
-_TASKS = {"measure": _measure, "predict": _predict}
+_TASKS = {"measure": _measure, "rounds": _rounds, "predict": _predict}
 
 
 def _failure(error: Exception) -> dict[str, str]:

@@ -66,7 +66,9 @@ def predict(cell: Cell) -> dict[str, int]:
     replaces fused attention.
     """
     torch.set_default_dtype(TORCH_DTYPES[cell.dtype])
-    config = configure(cell.system, cell.size) if cell.checkpoint is None else read_config(cell.checkpoint)
+    config = (
+        configure(cell.system, cell.size, **cell.overrides) if cell.checkpoint is None else read_config(cell.checkpoint)
+    )
     with torch.device("meta"):
         model = _model(cell, config)
         state = model.init_state(cell.batch_size, cell.seq_len)
