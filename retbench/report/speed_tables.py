@@ -42,7 +42,13 @@ def limits_table(records: Sequence[Record]) -> Table:
         "reading a gibibyte in GB/s by the ways that are named by their operator and dtype; products (torch.mm, "
         "F.linear, packed: oneDNN's own weight layout) in GFLOP/s; medians of rounds ± 95 % interval"
     )
-    return Table("limits", "What the machine can do", tuple(columns), tuple(rows), (note, *_conditions(records)))
+    return Table(
+        "limits",
+        "What the machine can do",
+        tuple(columns),
+        tuple(rows),
+        (note, *_failures(records), *_conditions(records)),
+    )
 
 
 def decode_table(records: Sequence[Record]) -> Table:
@@ -276,5 +282,6 @@ def _failures(records: Sequence[Record]) -> tuple[str, ...]:
 
 def _conditions(records: Sequence[Record]) -> tuple[str, ...]:
     counts = sorted({record.notes["rounds"] for record in records if "rounds" in record.notes})
-    rounds = f"{counts[0]} to {counts[-1]} rounds" if len(counts) > 1 else f"{counts[0]} rounds" if counts else "none"
-    return (f"measured on {measured_words(records)}, {rounds}", *disturbance_words(records))
+    words = " to ".join(str(count) for count in dict.fromkeys(counts[:1] + counts[-1:]))
+    rounds = (f"{words} rounds",) if counts else ()
+    return (", ".join(("measured on " + measured_words(records), *rounds)), *disturbance_words(records))

@@ -90,7 +90,7 @@ def test_the_version_is_shown(run: Run) -> None:
     [
         ("systems", ["retnet", "transformer", "transformer-flash", "transformer-concat-cache"]),
         ("sizes", ["tiny", "mini", "small", "200m", "1.3b", "2.7b", "6.7b", "13b"]),
-        ("experiments", ["inference"]),
+        ("experiments", ["inference", "speed"]),
         ("devices", ["cpu", "cuda"]),
     ],
 )
