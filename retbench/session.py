@@ -75,7 +75,7 @@ class Session:
             self._say(console, f"interrupted: {done} of {len(self.cells)} cells are stored in {store.path};")
             self._say(console, "the same command continues")
             raise
-        self._show(report, records)
+        show(report.tables(records), records, self.output_format)
         self._draw(report, records, console, store.path)
 
     def _choice(self) -> str:
@@ -103,13 +103,6 @@ class Session:
         fmt = "table" if self.output_format == "jsonl" else self.output_format
         render([table], cast(Format, fmt), sys.stdout)
 
-    def _show(self, report: Report, records: Sequence[Record]) -> None:
-        if self.output_format == "jsonl":
-            sys.stdout.writelines(record.to_json() + "\n" for record in records)
-        else:
-            render(report.tables(records), cast(Format, self.output_format), sys.stdout)
-        sys.stdout.flush()
-
     def _draw(self, report: Report, records: Sequence[Record], console: Console, path: Path) -> None:
         from retbench.report.figures import save
 
@@ -124,6 +117,15 @@ class Session:
 
     def _say(self, console: Console, text: str) -> None:
         console.print(text, soft_wrap=True, markup=False, highlight=False)
+
+
+def show(tables: Sequence[Table], records: Sequence[Record], output_format: str) -> None:
+    """Standard output in a format: the tables, or the records themselves as jsonl."""
+    if output_format == "jsonl":
+        sys.stdout.writelines(record.to_json() + "\n" for record in records)
+    else:
+        render(tables, cast(Format, output_format), sys.stdout)
+    sys.stdout.flush()
 
 
 def plan_table(cells: Sequence[Cell], predictions: Sequence[Prediction], problems: Sequence[str], free: int) -> Table:

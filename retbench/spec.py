@@ -26,6 +26,14 @@ class Cell:
     checkpoint: str | None = None  # the folder whose weights are measured, instead of fresh ones
     weights: str | None = None  # what identifies them
     quantize: Quantize = "none"  # int8: weight-only, after the model was built or loaded
+    n_layers: int | None = None  # where they differ from the size's and the config's
+    vocab_size: int | None = None
+
+    @property
+    def overrides(self) -> dict[str, int]:
+        """Fields of the model's config that the cell sets beside its size."""
+        fields = {"n_layers": self.n_layers, "vocab_size": self.vocab_size}
+        return {name: value for name, value in fields.items() if value is not None}
 
     @property
     def label(self) -> str:

@@ -58,7 +58,7 @@ def _measure(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     deadline = Deadline(request["budget_s"])
     import torch
 
-    from retbench.measure import TORCH_DTYPES, Task
+    from retbench.measure import TORCH_DTYPES, Task, backend_of
     from retbench.measure.quantize import quantize
 
     cell = Cell(**request["cell"])
@@ -69,14 +69,14 @@ def _measure(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     if cell.mem_limit_bytes is not None:
         device.limit_memory(cell.mem_limit_bytes)
     with torch.device(cell.device):
-        model = _model(cell, getattr(workload, "MODEL_OPTIONS", {}))
+        model = _model(cell)
         usage = resource.getrusage(resource.RUSAGE_SELF)
         steal = _steal_ticks()
         given = {name: request[name] for name in ("predicted", "prefill_s", "skip_prefill")}
         task = Task(cell, device, deadline, **given)
         if cell.quantize != "none":
             yield quantize(cast("LanguageModel", model), task)  # peers are measured as they are
-        yield {"cell": {"backend": _backend(model), "form": model.decode_form}, "notes": model.notes}
+        yield {"cell": {"backend": backend_of(model), "form": model.decode_form}, "notes": model.notes}
         yield from workload.measure(model, task)
     after = resource.getrusage(resource.RUSAGE_SELF)
     yield {
@@ -88,8 +88,8 @@ def _measure(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     }
 
 
-def _model(cell: Cell, options: dict[str, Any]) -> "Model":
-    """What the cell measures; the options are those of the workload for a built model."""
+def _model(cell: Cell) -> "Model":
+    """What the cell measures."""
     from models import build, load_checkpoint
     from retbench.measure import TORCH_DTYPES
 
@@ -99,12 +99,19 @@ def _model(cell: Cell, options: dict[str, Any]) -> "Model":
         from models import peers
 
         return peers.build(cell.system, cell.size, cell.seed)
-    return build(cell.system, cell.size, seed=cell.seed, **options)
+    return build(cell.system, cell.size, seed=cell.seed, **cell.overrides)
 
 
-def _backend(model: "Model") -> str:
-    """What computes the mixer, with ``native`` before it where the step is native code."""
-    return f"native+{model.backend}" if model.decode_backend == "native" else model.backend
+def _rounds(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Parts of the records of several cells that are measured in turn; ``at`` is the cell's place."""
+    deadline = Deadline(request["budget_s"])
+    from retbench.measure.rounds import measure
+
+    cells = [Cell(**fields) for fields in request["cells"]]
+    steal = _steal_ticks()
+    for part in measure(cells, deadline):
+        share = _stolen_s(steal) / max(request["budget_s"] - deadline.left_s, 1e-3)
+        yield {**part, "notes": {**part["notes"], "load_average": os.getloadavg()[0], "stolen_share": share}}
 
 
 def _predict(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -119,7 +126,7 @@ def _predict(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield {"predicted": {}, "problem": f"no prediction for {cell.label}: {str(error).splitlines()[0]}"}
 
 
-_TASKS = {"measure": _measure, "predict": _predict}
+_TASKS = {"measure": _measure, "rounds": _rounds, "predict": _predict}
 
 
 def _failure(error: Exception) -> dict[str, str]:

@@ -72,3 +72,8 @@ class Task:
     def tokens(self, vocab_size: int, *shape: int) -> Tensor:
         """Fresh random token ids, different at every call."""
         return torch.randint(vocab_size, shape, generator=self.generator, device="cpu").to(self.cell.device)
+
+
+def backend_of(model: Model) -> str:
+    """What computes the mixer, with ``native`` before it where the step is native code."""
+    return f"native+{model.backend}" if model.decode_backend == "native" else model.backend

@@ -1,7 +1,7 @@
 """Complexity: one system's decode step, prefill and training step over lengths that double up to seq_len.
 
-The vocabulary is small, so that the head does not hide what grows with the length. Memory is exact, in passes of its
-own; times are visited in rounds over all lengths, so that a machine that slows down slows all of them.
+Memory is exact, in passes of its own; times are visited in rounds over all lengths, so that a machine that slows down
+slows all of them.
 """
 
 # B batch, T positions, V vocabulary
@@ -19,8 +19,6 @@ from retbench.measure import Part, Parts, Task
 from retbench.quantities import format_bytes, format_duration
 from retbench.statistics import median_interval
 from retbench.timing import TRIVIAL_S, Deadline, sample
-
-MODEL_OPTIONS = {"vocab_size": 256}
 
 SHORTEST = 256
 GROWTH = 4.5  # of time or bytes when the length doubles, at most: quadratic, and some noise
@@ -76,7 +74,7 @@ def measure(model: LanguageModel, task: Task) -> Parts:
     yield {
         "contexts": [_times(series, length) for length in sorted({n for one in series for n in one.groups})],
         "metrics": {"parameters": sum(parameter.numel() for parameter in model.parameters())},
-        "notes": {**MODEL_OPTIONS, **{f"{one.kind}_stopped": one.stopped for one in series if one.stopped}},
+        "notes": {f"{one.kind}_stopped": one.stopped for one in series if one.stopped},
     }
 
 

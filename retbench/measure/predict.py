@@ -67,7 +67,9 @@ def predict(cell: Cell) -> dict[str, int]:
     """
     torch.set_default_dtype(TORCH_DTYPES[cell.dtype])
     torch.set_num_threads(cell.threads)  # each has memory of its own in a native step
-    config = configure(cell.system, cell.size) if cell.checkpoint is None else read_config(cell.checkpoint)
+    config = (
+        configure(cell.system, cell.size, **cell.overrides) if cell.checkpoint is None else read_config(cell.checkpoint)
+    )
     with torch.device("meta"):
         model = _model(cell, config)
         state = model.init_state(cell.batch_size, cell.seq_len)

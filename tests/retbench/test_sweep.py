@@ -319,3 +319,14 @@ def test_a_plan_has_a_prediction_for_every_cell_and_says_what_it_could_not_predi
 
     assert predictions == [PREDICTION, {}, {}]
     assert problems == ["no prediction for it", "the prediction ended early (killed: killed by SIGKILL)"]
+
+
+def test_cells_measured_together_get_their_own_parts_and_those_not_reached_the_end_of_the_child(tmp_path: Path) -> None:
+    one, calls = sweep_of(tmp_path), list[Any]()
+    parts = [{"at": at, "metrics": {"tpot_ms": 1.0 + at}, "notes": {"group": "a"}} for at in (0, 1)]
+
+    records = one.run_together(CELLS, 7.0, executing(Outcome("oom", "bad_alloc", parts), calls=calls))
+    assert [(record.status, record.reason) for record in records] == [("ok", None), ("ok", None), ("oom", "bad_alloc")]
+    assert [record.metrics for record in records] == [{"tpot_ms": 1.0}, {"tpot_ms": 2.0}, {}]
+    assert one.store.read().records == tuple(records)
+    assert calls[0][0] == {"task": "rounds", "cells": [asdict(cell) for cell in CELLS], "budget_s": 7.0}
