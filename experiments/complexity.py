@@ -268,8 +268,9 @@ _CLAIMS = (
 )
 
 _NOTES = (
-    f"a vocabulary of {VOCAB_SIZE}, so that the head does not hide what grows; exponents are fitted to the longest lengths; decode: what the context adds to a step; memory: the "
+    "exponents are fitted to the longest lengths; decode: what the context adds to a step; memory: the "
     "fastest-growing term of exact bytes, forward + backward",
+    f"the vocabulary is {VOCAB_SIZE}, so that the head does not hide what grows",
     f"parallel: a training step over positions of one text against as many single steps, of the speed-up that single "
     f"positions in one batch reach; above {PARALLEL:.0%} of it is parallel, below {SEQUENTIAL:.0%} is not",
 )
