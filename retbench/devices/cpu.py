@@ -1,10 +1,12 @@
 """The CPU: exact tensor memory from the profiler, limits from the kernel."""
 
+import ctypes
 import os
 import platform
 import re
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MEASURED = "retbench: measured"
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
+GIVE_BACK, KEEP = (2**16, 2**16), (2**25, 2**31 - 1)  # bytes: map from, trim from
 
 
 class Cpu:
@@ -67,7 +72,8 @@ class Cpu:
         """Nothing to wait for: calls return when their work is done."""
 
     def limit_memory(self, limit_bytes: int) -> None:
-        """Bounds private writable memory at what the process holds now plus ``limit_bytes``."""
+        """Bounds private writable memory at what the process holds now plus ``limit_bytes``; none is kept in store."""
+        _set_malloc(GIVE_BACK)
         self.peak_memory(lambda: None, lambda _: None)  # the profiler's own memory is not charged to the cell
         held = int(re.findall(r"VmData:\s*(\d+) kB", _read("/proc/self/status"))[0]) * 1024
         resource.setrlimit(resource.RLIMIT_DATA, (held + limit_bytes, held + limit_bytes))
@@ -76,7 +82,7 @@ class Cpu:
         """Exact: the profiler sees every allocation of torch. VmHWM, the kernel's peak, stands beside it."""
         from torch.profiler import ProfilerActivity, profile, record_function
 
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        with _memory_given_back(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
             prepared = prepare()
             _reset_high_water_mark()
             with record_function(MEASURED):
@@ -98,6 +104,26 @@ class Cpu:
 
     def energy_mj(self) -> float | None:
         return None
+
+
+@contextmanager
+def _memory_given_back() -> Iterator[None]:
+    """Freed memory goes back to the kernel at once, else the high-water mark would count it twice."""
+    _set_malloc(GIVE_BACK)
+    try:
+        yield
+    finally:
+        if resource.getrlimit(resource.RLIMIT_DATA)[0] == resource.RLIM_INFINITY:
+            _set_malloc(KEEP)
+
+
+def _set_malloc(thresholds: tuple[int, int]) -> None:
+    """The sizes from which glibc maps memory of its own, and from which it gives free memory back; others have none."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim"):
+        for parameter, nbytes in zip((M_MMAP_THRESHOLD, M_TRIM_THRESHOLD), thresholds, strict=True):
+            libc.mallopt(parameter, nbytes)
+        libc.malloc_trim(0)
 
 
 def _reset_high_water_mark() -> None:

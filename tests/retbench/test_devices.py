@@ -19,7 +19,7 @@ from models import build
 from retbench.devices import MemoryPeak, cpu, devices, find_device
 from retbench.devices.cpu import DEVICE as CPU
 from retbench.devices.cuda import DEVICE as CUDA
-from retbench.environment import ROOT
+from retbench.environment import ROOT, child_variables
 from retbench.errors import UsageError
 from retbench.measure import Task, decode
 from retbench.spec import Cell
@@ -109,6 +109,34 @@ def test_the_kernels_mark_stands_beside_and_covers_what_was_touched() -> None:
 
     assert peak.tensor_bytes == 2**24
     assert peak.counters["vm_hwm_bytes"] > 2**24
+
+
+HIGH_WATER = """
+import torch
+from retbench.devices.cpu import DEVICE
+
+def resident():
+    return next(1024 * int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS"))
+
+DEVICE.peak_memory(lambda: None, lambda _: None)  # the profiler's own memory
+empty = resident()
+stored = [torch.ones(2**20) for _ in range(40)]
+del stored
+print(resident() - empty)
+peak = DEVICE.peak_memory(lambda: None, lambda _: [torch.ones(2**20) for _ in range(8)])
+print(peak.counters["vm_hwm_bytes"] - empty)
+"""
+
+
+def test_the_kernels_mark_does_not_count_what_malloc_keeps_in_store() -> None:
+    variables = {**os.environ, **child_variables(1)}
+    done = subprocess.run(
+        [sys.executable, "-c", HIGH_WATER], cwd=ROOT, env=variables, capture_output=True, text=True, check=True
+    )
+
+    stored, peak = (int(line) for line in done.stdout.splitlines())
+    assert stored > 30 * 2**22
+    assert peak == pytest.approx(8 * 2**22, abs=2 * 2**22)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
