@@ -38,9 +38,10 @@ def command(
     fresh: options.Fresh = False,
     dry_run: options.DryRun = False,
     seed: options.Seed = 0,
+    compile_prefill: options.Compile = False,
     output_format: options.Format = "table",
 ) -> None:
-    beside = (tuple(checkpoint or ()), tuple(peer or ()), weights)
+    beside = (tuple(checkpoint or ()), tuple(peer or ()), weights, compile_prefill)
     grid = Grid(seq_len, batch_size, systems, size, dtype, device, threads, mem_limit, seed, *beside)
     options.check_format(output_format)
     chosen_device, cells = grid.cells("decode")

@@ -121,6 +121,10 @@ class Mixer(nn.Module):
         """Whether a state makes the pieces of a text cost no more than the whole."""
         return False
 
+    def compiled_part(self) -> str | None:
+        """The name of what ``prefill_`` calls with every segment and may be compiled."""
+        return None
+
     def step(self, x: Tensor, positions: Positions, state: LayerState) -> Tensor:
         """x (B, D) -> (B, D), one position; updates the state in place."""
         raise NotImplementedError
@@ -174,6 +178,13 @@ class Block(nn.Module):
         self.mixer.prefill_(x, self.mixer_norm, positions, state)
         for rows, _ in segments(positions):
             x[:, rows].add_(self.ffn(self.ffn_norm(x[:, rows])))
+
+    def compiled_parts(self) -> Iterator[tuple[nn.Module, str]]:
+        """The modules and names of what ``prefill_`` calls with every segment and may be compiled."""
+        yield self.ffn, "forward"
+        name = self.mixer.compiled_part()
+        if name is not None:
+            yield self.mixer, name
 
     def step(self, x: Tensor, positions: Positions, state: LayerState) -> Tensor:
         x = x + self.mixer.step(self.mixer_norm(x), positions, state)  # (B, D)

@@ -160,6 +160,9 @@ class MultiScaleRetention(Mixer):
     def reads_in_pieces(self, positions: Positions) -> bool:
         return cast(RetentionPositions, positions).form != "parallel"
 
+    def compiled_part(self) -> str:
+        return "forward"
+
     def step(self, x: Tensor, positions: Positions, state: LayerState) -> Tensor:
         """x (B, D) -> (B, D), recurrent form."""
         shared, kept = cast(RetentionPositions, positions), cast(RetentionState, state)

@@ -30,16 +30,19 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, style: str, scale: float = 1.0) 
     """x (B, H, T, K), of any strides, times ``scale`` and rotated by cos and sin (T, K/2) -> contiguous, same dtype.
 
     ``interleaved`` pairs channels (2j, 2j + 1), ``half-split`` pairs (j, j + K/2), ``none`` rotates nothing. A pair is
-    a complex number in the dtype of cos: three passes over memory, the last of which also puts the heads first.
+    a complex number in the dtype of cos: three passes over memory, the last of which also puts the heads first. A
+    compiler, which knows no complex numbers, makes one pass of the four real products.
     """
     if style == "none":
         return (x if scale == 1.0 else x * scale).contiguous()
-    turn = torch.complex(cos * scale, sin * scale)  # (T, K/2)
-    wide: Tensor = x.to(cos.dtype)
-    if style == "interleaved":
-        pairs = torch.view_as_complex(wide.view(*wide.shape[:-1], -1, 2)) * turn  # (B, H, T, K/2)
-        rotated = torch.view_as_real(pairs).flatten(-2)  # (B, H, T, K)
+    axis, sizes = (-1, (-1, 2)) if style == "interleaved" else (-2, (2, -1))  # axis: that of the two of a pair
+    channels = x.to(cos.dtype).view(*x.shape[:-1], *sizes)  # (B, H, T, K/2, 2) or (B, H, T, 2, K/2)
+    cos, sin = cos * scale, sin * scale
+    if torch.compiler.is_compiling():
+        first, second = channels.unbind(axis)  # (B, H, T, K/2) each
+        turned = torch.stack((first * cos - second * sin, second * cos + first * sin), dim=axis)
     else:
-        pairs = torch.complex(*wide.chunk(2, dim=-1)) * turn  # (B, H, T, K/2)
-        rotated = torch.cat((pairs.real, pairs.imag), dim=-1)  # (B, H, T, K)
-    return rotated.to(x.dtype, memory_format=torch.contiguous_format).contiguous()
+        pairs = torch.view_as_complex(channels) if axis == -1 else torch.complex(*channels.unbind(axis))
+        turned = torch.view_as_real(pairs * torch.complex(cos, sin))  # (B, H, T, K/2, 2)
+        turned = turned if axis == -1 else turned.mT
+    return turned.flatten(-2).to(x.dtype, memory_format=torch.contiguous_format).contiguous()  # (B, H, T, K)

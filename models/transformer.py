@@ -164,6 +164,9 @@ class CausalAttention(Mixer):
         for rows, _ in segments(positions):
             x[:, rows].add_(self.out_proj(attended[:, rows]))
 
+    def compiled_part(self) -> str:
+        return "_qkv"
+
     def _qkv(self, x: Tensor, positions: Positions) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, T, D) -> q (B, H, T, K), k and v (B, G, T, K); q and k rotated"""
         q, k, v = (

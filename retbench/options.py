@@ -52,6 +52,9 @@ MemLimit = Annotated[str, typer.Option(help="Memory that each cell may allocate,
 Out = Annotated[Path, typer.Option(help="Folder that gets results/ and reports/.", file_okay=True)]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Measure cells again that already have a record.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the cells and their predicted bytes; run nothing.")]
+Compile = Annotated[
+    bool, typer.Option("--compile", help="torch.compile for prefills: faster, after half a minute a cell.")
+]
 Seed = Annotated[int, typer.Option(help="Seed of weights and tokens.", min=0, max=2**32 - 1)]
 Format = Annotated[str, typer.Option("--format", help=f"What stdout gets: {', '.join(FORMATS)}.")]
 
@@ -82,6 +85,7 @@ class Grid:
     checkpoints: tuple[Path, ...] = ()
     peers: tuple[str, ...] = ()
     weights: str = "as-is"
+    compile: bool = False
 
     def cells(self, workload: str) -> tuple[Device, list[Cell]]:
         """The device and its cells, neighbours differing in the system; raises UsageError for bad input."""
@@ -104,6 +108,7 @@ class Grid:
                 checkpoint=row.checkpoint,
                 weights=row.weights,
                 quantize=WEIGHTS[weights],
+                compile=self.compile and not peer_of(row.system),
             )
             for rows in self._rows(device)
             for seq_len in _counts(self.seq_len, "--seq-len", MAX_SEQ_LEN)

@@ -26,6 +26,7 @@ class Cell:
     checkpoint: str | None = None  # the folder whose weights are measured, instead of fresh ones
     weights: str | None = None  # what identifies them
     quantize: Quantize = "none"  # int8: weight-only, after the model was built or loaded
+    compile: bool = False  # whole segments of a prefill by torch.compile
     n_layers: int | None = None  # where they differ from the size's and the config's
     vocab_size: int | None = None
 
@@ -38,4 +39,5 @@ class Cell:
     @property
     def label(self) -> str:
         weights = "" if self.quantize == "none" else f" {self.quantize}"
-        return f"{self.system} {self.size}{weights}, batch {self.batch_size}, length {self.seq_len}"
+        compiled = " compiled" if self.compile else ""
+        return f"{self.system} {self.size}{weights}{compiled}, batch {self.batch_size}, length {self.seq_len}"

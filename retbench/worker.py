@@ -59,6 +59,7 @@ def _measure(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     import torch
 
     from retbench.measure import TORCH_DTYPES, Task, backend_of
+    from retbench.measure.compile import compile_cell
     from retbench.measure.quantize import quantize
 
     cell = Cell(**request["cell"])
@@ -77,6 +78,8 @@ def _measure(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
         if cell.quantize != "none":
             yield quantize(cast("LanguageModel", model), task)  # peers are measured as they are
         yield {"cell": {"backend": backend_of(model), "form": model.decode_form}, "notes": model.notes}
+        if cell.compile:
+            yield compile_cell(cast("LanguageModel", model), task)
         yield from workload.measure(model, task)
     after = resource.getrusage(resource.RUSAGE_SELF)
     yield {

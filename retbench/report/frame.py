@@ -15,7 +15,7 @@ CHALLENGER = "retnet"
 BASELINE = "transformer"  # the paper's
 TRANSFORMERS = (BASELINE, "llama")  # what the names of Transformers begin with, those of peers included
 
-SETTING = ["machine", "device", "dtype", "threads", "quantize", "size"]
+SETTING = ["machine", "device", "dtype", "threads", "quantize", "compile", "size"]
 GROUP = [*SETTING, "batch_size", "seq_len"]  # only rows that agree in these are compared with each other
 
 METRICS = (

@@ -14,7 +14,10 @@ from retbench.report.tables import Column, Detail, Entry, Table
 
 Row = dict[str, Any]
 Maker = Callable[[Row], Entry]
-CONDITIONS = {name: name for name in ("dtype", "device", "threads", "machine")} | {"quantize": "quantized"}
+CONDITIONS = {name: name for name in ("dtype", "device", "threads", "machine")} | {
+    "quantize": "quantized",
+    "compile": "compiled",
+}
 CONCAT_CACHE = "transformer-concat-cache"
 REASON_LENGTH = 160  # of a reason below a table; csv and json hold all of it
 

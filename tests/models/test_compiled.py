@@ -1,0 +1,81 @@
+"""Compiled segments of a prefill: the same logits and state as the plain code, and the plain code where that fails."""
+
+from unittest.mock import patch
+
+import pytest
+import torch
+
+from models import build, compiled, language_model
+from models.compiled import compile_prefill
+from models.language_model import LanguageModel
+from tests.models.helpers import VOCAB_SIZE, error, random_model, random_tokens, read
+
+SEGMENT = 16
+
+
+def broken(*_: object, **__: object) -> object:
+    def call(*_: object) -> object:
+        raise RuntimeError("no working C++ compiler\nand more of it")
+
+    return call
+
+
+def state_of(model: LanguageModel, tokens: torch.Tensor) -> list[torch.Tensor]:
+    return list(model.prefill(tokens)[1].tensors())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("rotary", ["interleaved", "half-split"])
+@pytest.mark.parametrize("system", ["retnet", "transformer-flash"])
+def test_compiled_prefill_equals_the_plain_one(system: str, rotary: str) -> None:
+    tokens = random_tokens(2, 3 * SEGMENT + 5)
+    plain, model = (random_model(system, rotary=rotary) for _ in range(2))
+    with patch.object(language_model, "SEGMENT", SEGMENT):
+        expected, expected_state = read(plain, tokens, [SEGMENT, SEGMENT + 3]), state_of(plain, tokens)
+
+        reason = compile_prefill(model, batch_size=2)
+
+        assert reason is None
+        assert error(read(model, tokens, [SEGMENT, SEGMENT + 3]), expected) < 1e-10
+        pairs = zip(state_of(model, tokens), expected_state, strict=True)
+        assert all(error(actual, wanted) < 1e-10 for actual, wanted in pairs)
+
+
+@pytest.mark.parametrize("system", ["retnet", "transformer-flash"])
+def test_only_whole_segments_without_gradients_are_compiled(system: str) -> None:
+    model, seen = build(system, "tiny", vocab_size=VOCAB_SIZE), list[int]()
+
+    def recorder(plain: object, dynamic: bool) -> object:
+        def call(x: torch.Tensor, *others: object) -> object:
+            seen.append(x.shape[1])
+            return plain(x, *others)  # type: ignore[operator]
+
+        return call
+
+    with patch.object(torch, "compile", recorder), patch.object(language_model, "SEGMENT", SEGMENT):
+        compile_prefill(model, batch_size=1)
+        seen.clear()
+        model(random_tokens(1, SEGMENT))
+        _, state = model.prefill(random_tokens(1, SEGMENT - 1))
+        model.step_at(random_tokens(1, 1)[0], state.position, state)
+
+        assert seen == []
+        model.prefill(random_tokens(1, 2 * SEGMENT + 1))
+
+    assert set(seen) == {SEGMENT}
+    assert len(seen) == 2 * 2 * 2  # segments, layers, mixer and FFN
+
+
+@pytest.mark.parametrize("system", ["retnet", "transformer-flash"])
+def test_where_nothing_can_be_compiled_the_plain_code_stays_and_says_why(system: str) -> None:
+    model = build(system, "tiny", vocab_size=VOCAB_SIZE)
+    tokens = random_tokens(1, SEGMENT)
+    expected = model.prefill(tokens)[0]
+
+    with patch.object(compiled.torch, "compile", broken), patch.object(language_model, "SEGMENT", SEGMENT):
+        reason = compile_prefill(model, batch_size=1)
+        again = model.prefill(tokens)[0]
+
+    assert reason == "torch.compile does not work here: RuntimeError: no working C++ compiler"
+    assert torch.equal(again, expected)
