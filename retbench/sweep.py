@@ -91,11 +91,12 @@ class Sweep:
         self,
         cells: Sequence[Cell],
         budget_s: float,
-        execute: Callable[[dict[str, Any], int, float], Outcome] = isolate.run_worker,
+        execute: Execute = isolate.run_worker,
     ) -> list[Record]:
         """Records of cells that one child measures in turn; what it had finished when it died is kept."""
         request = {"task": "rounds", "cells": [asdict(cell) for cell in cells], "budget_s": budget_s}
-        outcome = execute(request, cells[0].threads, START_UP_S * len(cells) + OVERRUN * budget_s)
+        timeout_s = START_UP_S * len(cells) + OVERRUN * budget_s
+        outcome = execute(request, cells[0].threads, timeout_s, interpreter(cells[0].system))
         records = []
         for at, cell in enumerate(cells):
             parts = [
