@@ -69,12 +69,13 @@ def _measure(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
             model = build(cell.system, cell.size, seed=cell.seed, **cell.overrides)
         else:
             model = load_checkpoint(cell.checkpoint, TORCH_DTYPES[cell.dtype], cell.device)
-        given = {name: request[name] for name in ("predicted", "prefill_s", "skip_prefill")}
-        task = Task(cell, device, deadline, **given)
-        changed = quantize(model, task) if cell.quantize != "none" else {}
-        yield {"cell": {"backend": model.backend, "form": model.decode_form}, **changed}
+        yield {"cell": {"backend": model.backend, "form": model.decode_form}}
         usage = resource.getrusage(resource.RUSAGE_SELF)
         steal = _steal_ticks()
+        given = {name: request[name] for name in ("predicted", "prefill_s", "skip_prefill")}
+        task = Task(cell, device, deadline, **given)
+        if cell.quantize != "none":
+            yield quantize(model, task)
         yield from workload.measure(model, task)
     after = resource.getrusage(resource.RUSAGE_SELF)
     yield {
