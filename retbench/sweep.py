@@ -96,7 +96,7 @@ class Sweep:
     ) -> list[Record]:
         """Records of cells that one child measures in turn; what it had finished when it died is kept."""
         request = {"task": "rounds", "cells": [asdict(cell) for cell in cells], "budget_s": budget_s}
-        timeout_s = START_UP_S * len(cells) + OVERRUN * budget_s
+        timeout_s = HANGING_S + OVERRUN * budget_s
         outcome = execute(request, cells[0].threads, timeout_s, interpreter(cells[0].system))
         records = []
         for at, cell in enumerate(cells):
