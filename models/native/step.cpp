@@ -71,7 +71,7 @@ struct Private {
   BFloat* packed;  // the same for tiles
   float* tile;     // (B, CHUNK_ROWS) results of a product
   float* q;        // (H / G, K) rotated
-  float* k;        // (K,)
+  float* k;        // (K,) one head of anything
 };
 
 /* Everything that a step writes besides state and logits. */
@@ -249,7 +249,8 @@ class Step {
       T *head_keys = keys + task * s_.capacity * s_.d_k, *head_values = values + task * s_.capacity * s_.d_k;
       if (end == length) append(row, group, head_keys, head_values, mine);
       for (int64_t head = 0; head < shared; head++) {
-        rotate_head(row + q_at() + (group * shared + head) * s_.d_k, 1 / std::sqrt(float(s_.d_k)), mine.q + head * s_.d_k);
+        rotate_head(row + q_at() + (group * shared + head) * s_.d_k, 1 / std::sqrt(float(s_.d_k)), mine.k);
+        for (int64_t i = 0; i < s_.d_k; i++) mine.q[head * s_.d_k + place(keys, i, s_.d_k)] = mine.k[i];
       }
       float* partials = scratch_.mixed + piece * shared * Partial::size(s_.d_v);
       attend(mine.q, shared, head_keys + first * s_.d_k, head_values + first * s_.d_k, end - first, s_.d_k, partials);
@@ -272,18 +273,20 @@ class Step {
     int64_t size = Partial::size(s_.d_v), shared = s_.n_heads / s_.n_kv_heads;
     for (int64_t task = 0; task < s_.batch * s_.n_heads; task++) {
       float* parts = scratch_.mixed + (task / shared * splits_ * shared + task % shared) * size;
-      float *to = out.values + task * s_.d_v, largest = -1e30f, total = 0;
+      float *sums = mine.k, largest = -1e30f, total = 0;
       for (int64_t split = 0; split < splits_; split++) {
         largest = std::max(largest, Partial{parts + split * shared * size}.largest());
       }
-      std::fill_n(to, s_.d_v, 0.0f);
+      std::fill_n(sums, s_.d_v, 0.0f);
       for (int64_t split = 0; split < splits_; split++) {
         Partial part{parts + split * shared * size};
         float scale = exponential(part.largest() - largest);
         total += part.total() * scale;
-        for (int64_t i = 0; i < s_.d_v; i++) to[i] += part.values()[i] * scale;
+        for (int64_t i = 0; i < s_.d_v; i++) sums[i] += part.values()[i] * scale;
       }
-      for (int64_t i = 0; i < s_.d_v; i++) to[i] /= total;
+      for (int64_t i = 0; i < s_.d_v; i++) {
+        out.values[task * s_.d_v + i] = sums[place(weights(nullptr), i, s_.d_v)] / total;
+      }
     }
     return packed(out);
   }
