@@ -79,7 +79,8 @@ void add_all_values(const float* weights, const T* values, int64_t count, int64_
   for (; k + 2 * LANES <= dim; k += 2 * LANES) add_values<R, 1>(weights, values + k, count, dim, sums + k, stride);
   for (; k < dim; k++) {
     for (int head = 0; head < R; head++) {
-      for (int64_t i = 0; i < count; i++) sums[head * stride + k] += weights[head * BLOCK + i] * widen(values[i * dim + k]);
+      float& total = sums[head * stride + k];
+      for (int64_t i = 0; i < count; i++) total += weights[head * BLOCK + i] * widen(values[i * dim + k]);
     }
   }
 }
@@ -103,7 +104,8 @@ inline void weigh(float* scores, int64_t count, int64_t dim, const Partial& sums
   sums.total() += total;
 }
 
-/* R query heads (R, K), channels in the order of ``place``, over ``count`` positions of one key-value head; sets ``partials``, R of them. */
+/* R query heads (R, K), channels in the order of ``place``, over ``count`` positions of one key-value head; sets
+``partials``, R of them. */
 template <int R, class T>
 void attend_heads(const float* q, const T* keys, const T* values, int64_t count, int64_t dim, float* partials) {
   alignas(64) float scores[R * BLOCK];
@@ -122,7 +124,8 @@ void attend_heads(const float* q, const T* keys, const T* values, int64_t count,
 
 /* ``heads`` query heads that share a key-value head. */
 template <class T>
-void attend(const float* q, int64_t heads, const T* keys, const T* values, int64_t count, int64_t dim, float* partials) {
+void attend(const float* q, int64_t heads, const T* keys, const T* values, int64_t count, int64_t dim,
+            float* partials) {
   int64_t stride = Partial::size(dim);
   for (; heads >= 4; heads -= 4, q += 4 * dim, partials += 4 * stride) {
     attend_heads<4>(q, keys, values, count, dim, partials);

@@ -1,7 +1,7 @@
 /* A decode step of RetNet or a Transformer in one call: tokens in, logits out, the state updated in place.
 
-All threads run the same program, ``Step::run``. Between two barriers they claim pieces of one phase's work; what is small
-(norms, packing) each thread computes for itself, which is cheaper than one more barrier. Activations are float32.
+All threads run the same program, ``Step::run``. Between two barriers they claim pieces of one phase's work; what is
+small (norms, packing) each thread computes for itself, which is cheaper than one more barrier. Activations are float32.
 
   B batch, D d_model, F d_ffn, H query heads, G key-value heads, K key dim, V value dim of a head, N rows of a matrix */
 
@@ -159,14 +159,13 @@ class Step {
   }
 
  private:
-  /* A matrix (rows, depth) whose product goes to out (B, stride), as floats or as the model's own type. */
+  /* A matrix (rows, depth) whose product goes to out (B, stride): floats, but for the logits. */
   struct Projection {
     const T* weights;
     int64_t rows;
     void* out;
     int64_t stride;
     Then then;
-    bool narrow = false;
   };
 
   static const T* weights(const void* pointer) { return static_cast<const T*>(pointer); }
@@ -217,8 +216,9 @@ class Step {
       rotate_head(row + q_at() + head * s_.d_k, 1, mine.q);
       rotate_head(row + k_at() + head * s_.d_k, 1 / std::sqrt(float(s_.d_k)), mine.k);
       float* state = static_cast<float*>(state_[index]) + task * s_.d_k * s_.d_v;
-      retain(mine.q, mine.k, row + v_at() + head * s_.d_v, float(std::exp(s_.log_gamma[head])), s_.d_k, s_.d_v, first, end,
-             state, scratch_.mixed + task * s_.d_v);
+      float gamma = float(std::exp(s_.log_gamma[head]));
+      retain(mine.q, mine.k, row + v_at() + head * s_.d_v, gamma, s_.d_k, s_.d_v, first, end, state,
+             scratch_.mixed + task * s_.d_v);
     }
     team_.barrier();
   }
@@ -250,7 +250,7 @@ class Step {
       if (end == length) append(row, group, head_keys, head_values, mine);
       for (int64_t head = 0; head < shared; head++) {
         rotate_head(row + q_at() + (group * shared + head) * s_.d_k, 1 / std::sqrt(float(s_.d_k)), mine.k);
-        for (int64_t i = 0; i < s_.d_k; i++) mine.q[head * s_.d_k + place(keys, i, s_.d_k)] = mine.k[i];
+        for (int64_t i = 0; i < s_.d_k; i++) mine.q[head * s_.d_k + place<T>(i, s_.d_k)] = mine.k[i];
       }
       float* partials = scratch_.mixed + piece * shared * Partial::size(s_.d_v);
       attend(mine.q, shared, head_keys + first * s_.d_k, head_values + first * s_.d_k, end - first, s_.d_k, partials);
@@ -285,7 +285,7 @@ class Step {
         for (int64_t i = 0; i < s_.d_v; i++) sums[i] += part.values()[i] * scale;
       }
       for (int64_t i = 0; i < s_.d_v; i++) {
-        out.values[task * s_.d_v + i] = sums[place(weights(nullptr), i, s_.d_v)] / total;
+        out.values[task * s_.d_v + i] = sums[place<T>(i, s_.d_v)] / total;
       }
     }
     return packed(out);
@@ -317,7 +317,7 @@ class Step {
     int64_t rows = 0, first = 0, piece = team_.claim();
     for (const Projection& p : projections) rows += p.rows;
     int64_t most = std::min(CHUNK_ROWS, CHUNK_BYTES / (x.depth * int64_t(sizeof(T))));
-    int64_t chunk = round_up(std::clamp<int64_t>(rows / (8 * team_.size()), 1, std::max<int64_t>(most, 1)), 2 * TILE_ROWS);
+    int64_t chunk = round_up(std::max<int64_t>(1, std::min(most, rows / (8 * team_.size()))), 2 * TILE_ROWS);
     for (const Projection& p : projections) {
       int64_t chunks = (p.rows + chunk - 1) / chunk;
       for (; piece < first + chunks; piece = team_.claim()) {

@@ -56,7 +56,7 @@ inline Floats load(const BFloat* from) {
   return (Floats)(__builtin_convertvector(halves, Words) << 16);
 }
 
-/* 32 numbers at once. Of bf16 the even ones come first and then the odd ones: that is two instructions instead of four. */
+/* 32 numbers at once. Of bf16 the even ones come first and then the odd ones: two instructions instead of four. */
 inline void load_two(const float* from, Floats& first, Floats& second) {
   first = load(from);
   second = load(from + LANES);
@@ -70,9 +70,9 @@ inline void load_two(const BFloat* from, Floats& first, Floats& second) {
 }
 
 /* Where number i of n stands when all are loaded by ``load_two`` and the rest, fewer than 32, one by one. */
-inline int64_t place(const float*, int64_t i, int64_t) { return i; }
-
-inline int64_t place(const BFloat*, int64_t i, int64_t n) {
+template <class T>
+int64_t place(int64_t i, int64_t n) {
+  if (sizeof(T) == sizeof(float)) return i;
   int64_t block = i / (2 * LANES) * 2 * LANES;
   return block + 2 * LANES > n ? i : block + i % 2 * LANES + i % (2 * LANES) / 2;
 }
