@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.config import Config
+from models.linear import Linear, onednn_refusal
 from models.native.decoder import Decoder, MixerShape
 from models.rotary import inverse_frequencies, rotation
 
@@ -141,10 +142,10 @@ class FeedForward(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.swiglu = config.ffn == "swiglu"
-        self.up_proj = nn.Linear(config.d_model, config.d_ffn, bias=False)
+        self.up_proj = Linear(config.d_model, config.d_ffn, bias=False)
         if self.swiglu:
-            self.gate_proj = nn.Linear(config.d_model, config.d_ffn, bias=False)
-        self.down_proj = nn.Linear(config.d_ffn, config.d_model, bias=False)
+            self.gate_proj = Linear(config.d_model, config.d_ffn, bias=False)
+        self.down_proj = Linear(config.d_ffn, config.d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)"""
@@ -192,7 +193,7 @@ class LanguageModel(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, config.d_model, _weight=empty)
         self.layers = nn.ModuleList(Block(config, self.make_mixer()) for _ in range(config.n_layers))
         self.norm = make_norm(config, config.d_model)
-        self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.head = Linear(config.d_model, config.vocab_size, bias=False)
         if config.tied_embeddings:
             self.head.weight = self.embedding.weight
         self._frequencies = Constant(partial(inverse_frequencies, config, self.d_rotary))
@@ -249,8 +250,13 @@ class LanguageModel(nn.Module):
     @property
     def notes(self) -> dict[str, object]:
         """Why faster ways to compute are not used, for the record."""
-        reason = self.no_native_step()
-        return {**self.backend_refusals(), **({"no_native_step": reason} if reason else {})}
+        reasons = {"no_native_step": self.no_native_step(), "onednn": self._onednn_refusal()}
+        return {**self.backend_refusals(), **{name: reason for name, reason in reasons.items() if reason}}
+
+    def _onednn_refusal(self) -> str | None:
+        weight = self.embedding.weight
+        concerned = weight.dtype == torch.float32 and weight.device.type == "cpu"
+        return onednn_refusal(torch.get_num_threads()) if concerned else None
 
     def native_mixer(self, frequencies: Tensor) -> MixerShape | None:
         """What the native step has to know of the mixers, None where it does not know them."""

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Self, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models import retention
 from models.config import Config, require_divisible
 from models.language_model import LanguageModel, LayerState, Mixer, Positions, state_dtype
+from models.linear import Linear
 from models.rotary import rotate
 
 SYSTEMS = {
@@ -100,10 +101,10 @@ class LinearAttention(Mixer):
     def __init__(self, config: LinearTransformerConfig) -> None:
         super().__init__()
         self.config = config
-        self.q_proj = nn.Linear(config.d_model, config.d_model, bias=False)
-        self.k_proj = nn.Linear(config.d_model, config.d_model, bias=False)
-        self.v_proj = nn.Linear(config.d_model, config.d_model, bias=False)
-        self.out_proj = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.q_proj = Linear(config.d_model, config.d_model, bias=False)
+        self.k_proj = Linear(config.d_model, config.d_model, bias=False)
+        self.v_proj = Linear(config.d_model, config.d_model, bias=False)
+        self.out_proj = Linear(config.d_model, config.d_model, bias=False)
 
     def forward(self, x: Tensor, positions: Positions, state: LayerState | None = None) -> Tensor:
         """x (B, T, D) -> (B, T, D)"""

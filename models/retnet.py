@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from models import fla, retention
 from models.config import Config, require_divisible
 from models.language_model import Constant, LanguageModel, LayerState, Mixer, Positions, state_dtype
+from models.linear import Linear
 from models.native.decoder import MixerShape
 from models.rotary import rotate
 
@@ -130,12 +131,12 @@ class MultiScaleRetention(Mixer):
         super().__init__()
         self.config = config
         d_values = config.n_heads * config.d_v
-        self.q_proj = nn.Linear(config.d_model, config.d_model, bias=False)
-        self.k_proj = nn.Linear(config.d_model, config.d_model, bias=False)
-        self.v_proj = nn.Linear(config.d_model, d_values, bias=False)
+        self.q_proj = Linear(config.d_model, config.d_model, bias=False)
+        self.k_proj = Linear(config.d_model, config.d_model, bias=False)
+        self.v_proj = Linear(config.d_model, d_values, bias=False)
         if config.gate:
-            self.g_proj = nn.Linear(config.d_model, d_values, bias=False)
-        self.out_proj = nn.Linear(d_values, config.d_model, bias=False)
+            self.g_proj = Linear(config.d_model, d_values, bias=False)
+        self.out_proj = Linear(d_values, config.d_model, bias=False)
         self.group_norm_weight = nn.Parameter(torch.ones(config.d_v)) if config.group_norm_affine else None
 
     def forward(self, x: Tensor, positions: Positions, state: LayerState | None = None) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from models import wkv
 from models.config import Config
 from models.language_model import LanguageModel, LayerState, Mixer, Positions, state_dtype
+from models.linear import Linear
 
 SYSTEMS = {
     "rwkv": {"summary": "RWKV version 4, TimeMix with the FFN of all systems"},
@@ -65,7 +66,7 @@ class TimeMix(Mixer):
         self.time_decay, self.time_first, self.time_mix_r, self.time_mix_k, self.time_mix_v = (
             nn.Parameter(torch.zeros(width)) for _ in range(5)
         )
-        self.r_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(width, width, bias=False) for _ in range(4))
+        self.r_proj, self.k_proj, self.v_proj, self.out_proj = (Linear(width, width, bias=False) for _ in range(4))
 
     def forward(self, x: Tensor, positions: Positions, state: LayerState | None = None) -> Tensor:
         """x (B, T, D) -> (B, T, D)"""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from models import attention
 from models.config import Config, require_divisible
 from models.language_model import LanguageModel, LayerState, Mixer, Positions, segments
+from models.linear import Linear
 from models.native.decoder import MixerShape
 from models.rotary import rotate
 
@@ -134,10 +135,10 @@ class CausalAttention(Mixer):
         super().__init__()
         self.config = config
         d_kv = config.n_kv_heads * config.d_head
-        self.q_proj = nn.Linear(config.d_model, config.d_model, bias=False)
-        self.k_proj = nn.Linear(config.d_model, d_kv, bias=False)
-        self.v_proj = nn.Linear(config.d_model, d_kv, bias=False)
-        self.out_proj = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.q_proj = Linear(config.d_model, config.d_model, bias=False)
+        self.k_proj = Linear(config.d_model, d_kv, bias=False)
+        self.v_proj = Linear(config.d_model, d_kv, bias=False)
+        self.out_proj = Linear(config.d_model, config.d_model, bias=False)
 
     def forward(self, x: Tensor, positions: Positions, state: LayerState | None = None) -> Tensor:
         """x (B, T, D) -> (B, T, D)"""
