@@ -112,7 +112,10 @@ def all_cases(device: str, threads: int, seed: int) -> dict[str, Case]:
         "prefill-layer": Case(replace(prompt, n_layers=1), FLASH, ((8192, 1),)),
         "prefill-model": Case(replace(prompt, n_layers=2), FLASH, ((8192, 1),)),
         # The head is left out, nearly: it would be more than half of the work of one layer of this width.
-        "train": Case(replace(step, size="small", n_layers=1, vocab_size=8), FLASH, ((2048, 1), (8192, 1))),
+        **{
+            f"train-{length}": Case(replace(step, size="small", n_layers=1, vocab_size=8), FLASH, ((length, 1),))
+            for length in (2048, 8192)
+        },
     }
 
 

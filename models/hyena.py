@@ -199,7 +199,7 @@ class HyenaMixer(Mixer):
         u = self.in_proj(x).mT[..., None].to(kept.read.dtype)  # (3D, B, 1)
         gate, z = self._gate_and_input(u, kept)  # (D, B, 1) each
         z = self._append(kept, z, int(positions.start))  # (D, B, S)
-        y = z @ kept.filter[:, -z.shape[-1] :, None]  # (D, B, 1)
+        y = (kept.filter[:, None, -z.shape[-1] :] @ z.mT).mT  # (D, B, 1); the other way round is slower at batch 1
         out: Tensor = self.out_proj((gate * y).squeeze(-1).mT.to(x.dtype))
         return out
 

@@ -14,6 +14,7 @@ Prediction = dict[str, int]
 
 TIMEOUT_S = 600.0
 START_UP_S = 5.0  # a child's imports and weights
+COMPARISON_S = 5.0  # of a peer with its twin, and the imports of both
 SKIPPING_S = 0.001
 STEPS = 20  # steps at full depth that a good decode measurement takes, all depths and warm-up together
 MARGIN = 1.15  # a prefill is planned for when this many times its time is there
@@ -84,8 +85,9 @@ def _cost(cell: Cell, prediction: Prediction, device: Device) -> tuple[float, fl
 
     What does not fit in memory will be skipped in a moment and takes no time from the others.
     """
+    start_up_s = START_UP_S + (COMPARISON_S if peer_of(cell.system) else 0.0)
     if not prediction:
-        return START_UP_S, 0.0
+        return start_up_s, 0.0
     free = device.free_bytes()
     if prediction["peak_memory_bytes"] > free:
         return SKIPPING_S, 0.0
@@ -95,4 +97,4 @@ def _cost(cell: Cell, prediction: Prediction, device: Device) -> tuple[float, fl
     prefill_s = flops / flops_per_s + 2 * prediction["prefill_allocated_bytes"] / bytes_per_s
     if prediction["prefill_peak_memory_bytes"] > free:
         prefill_s = 0.0
-    return START_UP_S + STEPS * step_s, MARGIN * prefill_s
+    return start_up_s + STEPS * step_s, MARGIN * prefill_s

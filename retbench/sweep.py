@@ -20,6 +20,7 @@ from retbench.timing import Deadline
 
 START_UP_S = 30.0  # what a child may need beyond its budget before it counts as hanging
 OVERRUN = 3.0
+HANGING_S = 600.0  # the same for cells measured together, which make their rounds whatever the budget
 
 Execute = Callable[[dict[str, Any], int, float, str], Outcome]  # request, threads, seconds, Python
 
@@ -91,11 +92,12 @@ class Sweep:
         self,
         cells: Sequence[Cell],
         budget_s: float,
-        execute: Callable[[dict[str, Any], int, float], Outcome] = isolate.run_worker,
+        execute: Execute = isolate.run_worker,
     ) -> list[Record]:
         """Records of cells that one child measures in turn; what it had finished when it died is kept."""
         request = {"task": "rounds", "cells": [asdict(cell) for cell in cells], "budget_s": budget_s}
-        outcome = execute(request, cells[0].threads, START_UP_S * len(cells) + OVERRUN * budget_s)
+        timeout_s = HANGING_S + OVERRUN * budget_s
+        outcome = execute(request, cells[0].threads, timeout_s, interpreter(cells[0].system))
         records = []
         for at, cell in enumerate(cells):
             parts = [

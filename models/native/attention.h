@@ -6,9 +6,10 @@
 #include "pointwise.h"
 #include "vectors.h"
 
-constexpr int64_t BLOCK = 32;  // positions whose scores are held at once
+constexpr int64_t BLOCK = 16;  // positions whose scores are held at once
 
-/* What a part of the positions contributes to a head: the weights' largest exponent, their sum, the weighted values. */
+/* What a part of the positions contributes to a head: the weights' largest exponent, their sum, the weighted values,
+whose channels stand in the order of ``place``. */
 struct Partial {
   float* data;  // (2 + K)
 
@@ -22,54 +23,64 @@ struct Partial {
 template <int R, class T>
 void score(const float* q, const T* keys, const T* values, int64_t count, int64_t dim, float* scores) {
   for (int64_t i = 0; i < count; i++, keys += dim, values += dim) {
-    Floats totals[R] = {};
+    Floats totals[R][2] = {};
     int64_t k = 0;
-    for (; k + LANES <= dim; k += LANES) {
-      if (k * int64_t(sizeof(T)) % 64 == 0) prefetch(values + k);
-      Floats key = load(keys + k);
+    for (; k + 2 * LANES <= dim; k += 2 * LANES) {
+      Floats first, second;
+      load_two(keys + k, first, second);
+      prefetch(values + k);
+      if (sizeof(T) == 4) prefetch(values + k + LANES);  // a cache line is 32 bf16 or 16 floats
 #pragma GCC unroll 4
-      for (int head = 0; head < R; head++) totals[head] += load(q + head * dim + k) * key;
+      for (int head = 0; head < R; head++) {
+        totals[head][0] += load(q + head * dim + k) * first;
+        totals[head][1] += load(q + head * dim + k + LANES) * second;
+      }
     }
     for (int head = 0; head < R; head++) {
-      float total = sum(totals[head]);
+      float total = sum(totals[head][0] + totals[head][1]);
       for (int64_t rest = k; rest < dim; rest++) total += q[head * dim + rest] * widen(keys[rest]);
       scores[head * BLOCK + i] = total;
     }
   }
 }
 
-/* sums[h] += weights[h][i] values[i] for R heads and WIDE vectors of the values. */
+/* sums[h] += weights[h][i] values[i] for R heads and WIDE pairs of vectors of the values. */
 template <int R, int WIDE, class T>
 void add_values(const float* weights, const T* values, int64_t count, int64_t dim, float* sums, int64_t stride) {
-  Floats totals[R][WIDE];
+  Floats totals[R][2 * WIDE];
   for (int head = 0; head < R; head++) {
-    for (int part = 0; part < WIDE; part++) totals[head][part] = load(sums + head * stride + part * LANES);
+    for (int part = 0; part < 2 * WIDE; part++) totals[head][part] = load(sums + head * stride + part * LANES);
   }
   for (int64_t i = 0; i < count; i++) {
-#pragma GCC unroll 8
-    for (int part = 0; part < WIDE; part++) {
-      Floats value = load(values + i * dim + part * LANES);
 #pragma GCC unroll 4
-      for (int head = 0; head < R; head++) totals[head][part] += weights[head * BLOCK + i] * value;
+    for (int part = 0; part < 2 * WIDE; part += 2) {
+      Floats first, second;
+      load_two(values + i * dim + part * LANES, first, second);
+#pragma GCC unroll 4
+      for (int head = 0; head < R; head++) {
+        totals[head][part] += weights[head * BLOCK + i] * first;
+        totals[head][part + 1] += weights[head * BLOCK + i] * second;
+      }
     }
   }
   for (int head = 0; head < R; head++) {
-    for (int part = 0; part < WIDE; part++) store(sums + head * stride + part * LANES, totals[head][part]);
+    for (int part = 0; part < 2 * WIDE; part++) store(sums + head * stride + part * LANES, totals[head][part]);
   }
 }
 
 /* The whole value dim, in pieces that stay in registers. */
 template <int R, class T>
 void add_all_values(const float* weights, const T* values, int64_t count, int64_t dim, float* sums, int64_t stride) {
-  constexpr int WIDE = std::max(1, std::min(8, ACCUMULATORS / R));
+  constexpr int WIDE = std::max(1, std::min(4, ACCUMULATORS / (3 * R)));  // 4 for one head, 2 for four
   int64_t k = 0;
-  for (; k + WIDE * LANES <= dim; k += WIDE * LANES) {
+  for (; k + 2 * WIDE * LANES <= dim; k += 2 * WIDE * LANES) {
     add_values<R, WIDE>(weights, values + k, count, dim, sums + k, stride);
   }
-  for (; k + LANES <= dim; k += LANES) add_values<R, 1>(weights, values + k, count, dim, sums + k, stride);
+  for (; k + 2 * LANES <= dim; k += 2 * LANES) add_values<R, 1>(weights, values + k, count, dim, sums + k, stride);
   for (; k < dim; k++) {
     for (int head = 0; head < R; head++) {
-      for (int64_t i = 0; i < count; i++) sums[head * stride + k] += weights[head * BLOCK + i] * widen(values[i * dim + k]);
+      float& total = sums[head * stride + k];
+      for (int64_t i = 0; i < count; i++) total += weights[head * BLOCK + i] * widen(values[i * dim + k]);
     }
   }
 }
@@ -93,7 +104,8 @@ inline void weigh(float* scores, int64_t count, int64_t dim, const Partial& sums
   sums.total() += total;
 }
 
-/* R query heads (R, K) over ``count`` positions of one key-value head; adds to ``partials``, R of them. */
+/* R query heads (R, K), channels in the order of ``place``, over ``count`` positions of one key-value head; sets
+``partials``, R of them. */
 template <int R, class T>
 void attend_heads(const float* q, const T* keys, const T* values, int64_t count, int64_t dim, float* partials) {
   alignas(64) float scores[R * BLOCK];
@@ -112,7 +124,8 @@ void attend_heads(const float* q, const T* keys, const T* values, int64_t count,
 
 /* ``heads`` query heads that share a key-value head. */
 template <class T>
-void attend(const float* q, int64_t heads, const T* keys, const T* values, int64_t count, int64_t dim, float* partials) {
+void attend(const float* q, int64_t heads, const T* keys, const T* values, int64_t count, int64_t dim,
+            float* partials) {
   int64_t stride = Partial::size(dim);
   for (; heads >= 4; heads -= 4, q += 4 * dim, partials += 4 * stride) {
     attend_heads<4>(q, keys, values, count, dim, partials);

@@ -144,7 +144,8 @@ struct alignas(64) TileConfig {
 /* Makes the compiler write ``data`` out: it does not know that tile instructions read memory. */
 inline void publish(const void* data) { asm volatile("" : : "r"(data) : "memory"); }
 
-/* Sets the registers up, all zeros, for rows_0 + rows_1 rows of weights and columns_0 + columns_1 columns, each at most 16. */
+/* Sets the registers up, all zeros, for rows_0 + rows_1 rows of weights and columns_0 + columns_1 columns, at most 16
+each. */
 inline void configure_tiles(int64_t rows_0, int64_t rows_1, int64_t columns_0, int64_t columns_1) {
   TileConfig config;
   config.set(0, rows_0, columns_0 * 4);

@@ -49,7 +49,7 @@ inline float silu(float x) { return x / (1 + exponential(-x)); }
 
 inline float gelu(float x) { return 0.5f * x * (1 + error_function(x * 0.707106781f)); }
 
-/* y = (x - mean) / sqrt(variance + eps), or x / sqrt(mean square + eps) without ``centred``; weight, bias may be null. */
+/* y = (x - mean) / sqrt(variance + eps), without ``centred`` x / sqrt(mean square + eps); weight, bias may be null. */
 template <class T>
 void normalise(const float* x, int64_t n, bool centred, float eps, const T* weight, const T* bias, float* y) {
   float total = 0, squares = 0;
@@ -73,7 +73,8 @@ void normalise(const float* x, int64_t n, bool centred, float eps, const T* weig
 enum Rotary : int64_t { NO_ROTARY, INTERLEAVED, HALF_SPLIT };
 
 /* x (K) rotated by cos and sin (K/2), times ``scale``: pairs are (2j, 2j + 1) or, half-split, (j, j + K/2). */
-inline void rotate(const float* x, int64_t dim, Rotary style, const float* cos, const float* sin, float scale, float* y) {
+inline void rotate(const float* x, int64_t dim, Rotary style, const float* cos, const float* sin, float scale,
+                   float* y) {
   if (style == NO_ROTARY) {
     for (int64_t i = 0; i < dim; i++) y[i] = x[i] * scale;
     return;

@@ -1,7 +1,7 @@
 /* A decode step of RetNet or a Transformer in one call: tokens in, logits out, the state updated in place.
 
-All threads run the same program, ``Step::run``. Between two barriers they claim pieces of one phase's work; what is small
-(norms, packing) each thread computes for itself, which is cheaper than one more barrier. Activations are float32.
+All threads run the same program, ``Step::run``. Between two barriers they claim pieces of one phase's work; what is
+small (norms, packing) each thread computes for itself, which is cheaper than one more barrier. Activations are float32.
 
   B batch, D d_model, F d_ffn, H query heads, G key-value heads, K key dim, V value dim of a head, N rows of a matrix */
 
@@ -71,7 +71,7 @@ struct Private {
   BFloat* packed;  // the same for tiles
   float* tile;     // (B, CHUNK_ROWS) results of a product
   float* q;        // (H / G, K) rotated
-  float* k;        // (K,)
+  float* k;        // (K,) one head of anything
 };
 
 /* Everything that a step writes besides state and logits. */
@@ -159,14 +159,13 @@ class Step {
   }
 
  private:
-  /* A matrix (rows, depth) whose product goes to out (B, stride), as floats or as the model's own type. */
+  /* A matrix (rows, depth) whose product goes to out (B, stride): floats, but for the logits. */
   struct Projection {
     const T* weights;
     int64_t rows;
     void* out;
     int64_t stride;
     Then then;
-    bool narrow = false;
   };
 
   static const T* weights(const void* pointer) { return static_cast<const T*>(pointer); }
@@ -217,8 +216,9 @@ class Step {
       rotate_head(row + q_at() + head * s_.d_k, 1, mine.q);
       rotate_head(row + k_at() + head * s_.d_k, 1 / std::sqrt(float(s_.d_k)), mine.k);
       float* state = static_cast<float*>(state_[index]) + task * s_.d_k * s_.d_v;
-      retain(mine.q, mine.k, row + v_at() + head * s_.d_v, float(std::exp(s_.log_gamma[head])), s_.d_k, s_.d_v, first, end,
-             state, scratch_.mixed + task * s_.d_v);
+      float gamma = float(std::exp(s_.log_gamma[head]));
+      retain(mine.q, mine.k, row + v_at() + head * s_.d_v, gamma, s_.d_k, s_.d_v, first, end, state,
+             scratch_.mixed + task * s_.d_v);
     }
     team_.barrier();
   }
@@ -249,7 +249,8 @@ class Step {
       T *head_keys = keys + task * s_.capacity * s_.d_k, *head_values = values + task * s_.capacity * s_.d_k;
       if (end == length) append(row, group, head_keys, head_values, mine);
       for (int64_t head = 0; head < shared; head++) {
-        rotate_head(row + q_at() + (group * shared + head) * s_.d_k, 1 / std::sqrt(float(s_.d_k)), mine.q + head * s_.d_k);
+        rotate_head(row + q_at() + (group * shared + head) * s_.d_k, 1 / std::sqrt(float(s_.d_k)), mine.k);
+        for (int64_t i = 0; i < s_.d_k; i++) mine.q[head * s_.d_k + place<T>(i, s_.d_k)] = mine.k[i];
       }
       float* partials = scratch_.mixed + piece * shared * Partial::size(s_.d_v);
       attend(mine.q, shared, head_keys + first * s_.d_k, head_values + first * s_.d_k, end - first, s_.d_k, partials);
@@ -272,18 +273,20 @@ class Step {
     int64_t size = Partial::size(s_.d_v), shared = s_.n_heads / s_.n_kv_heads;
     for (int64_t task = 0; task < s_.batch * s_.n_heads; task++) {
       float* parts = scratch_.mixed + (task / shared * splits_ * shared + task % shared) * size;
-      float *to = out.values + task * s_.d_v, largest = -1e30f, total = 0;
+      float *sums = mine.k, largest = -1e30f, total = 0;
       for (int64_t split = 0; split < splits_; split++) {
         largest = std::max(largest, Partial{parts + split * shared * size}.largest());
       }
-      std::fill_n(to, s_.d_v, 0.0f);
+      std::fill_n(sums, s_.d_v, 0.0f);
       for (int64_t split = 0; split < splits_; split++) {
         Partial part{parts + split * shared * size};
         float scale = exponential(part.largest() - largest);
         total += part.total() * scale;
-        for (int64_t i = 0; i < s_.d_v; i++) to[i] += part.values()[i] * scale;
+        for (int64_t i = 0; i < s_.d_v; i++) sums[i] += part.values()[i] * scale;
       }
-      for (int64_t i = 0; i < s_.d_v; i++) to[i] /= total;
+      for (int64_t i = 0; i < s_.d_v; i++) {
+        out.values[task * s_.d_v + i] = sums[place<T>(i, s_.d_v)] / total;
+      }
     }
     return packed(out);
   }
@@ -314,7 +317,7 @@ class Step {
     int64_t rows = 0, first = 0, piece = team_.claim();
     for (const Projection& p : projections) rows += p.rows;
     int64_t most = std::min(CHUNK_ROWS, CHUNK_BYTES / (x.depth * int64_t(sizeof(T))));
-    int64_t chunk = round_up(std::clamp<int64_t>(rows / (8 * team_.size()), 1, std::max<int64_t>(most, 1)), 2 * TILE_ROWS);
+    int64_t chunk = round_up(std::max<int64_t>(1, std::min(most, rows / (8 * team_.size()))), 2 * TILE_ROWS);
     for (const Projection& p : projections) {
       int64_t chunks = (p.rows + chunk - 1) / chunk;
       for (; piece < first + chunks; piece = team_.claim()) {

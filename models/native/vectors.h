@@ -56,6 +56,27 @@ inline Floats load(const BFloat* from) {
   return (Floats)(__builtin_convertvector(halves, Words) << 16);
 }
 
+/* 32 numbers at once. Of bf16 the even ones come first and then the odd ones: two instructions instead of four. */
+inline void load_two(const float* from, Floats& first, Floats& second) {
+  first = load(from);
+  second = load(from + LANES);
+}
+
+inline void load_two(const BFloat* from, Floats& first, Floats& second) {
+  Words pairs;
+  memcpy(&pairs, from, sizeof pairs);
+  first = (Floats)(pairs << 16);
+  second = (Floats)(pairs & 0xffff0000u);
+}
+
+/* Where number i of n stands when all are loaded by ``load_two`` and the rest, fewer than 32, one by one. */
+template <class T>
+int64_t place(int64_t i, int64_t n) {
+  if (sizeof(T) == sizeof(float)) return i;
+  int64_t block = i / (2 * LANES) * 2 * LANES;
+  return block + 2 * LANES > n ? i : block + i % 2 * LANES + i % (2 * LANES) / 2;
+}
+
 inline void store(float* to, Floats values) { memcpy(to, &values, sizeof values); }
 
 inline Floats broadcast(float value) { return value - Floats{}; }

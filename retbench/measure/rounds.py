@@ -266,7 +266,7 @@ def _visit_s(run: Callable[[], object], device: Device) -> float:
 
 
 def _nanoseconds(times_s: dict[str, list[float]]) -> dict[str, list[int]]:
-    return {f"{name} ns": [round(1e9 * seconds) for seconds in times] for name, times in times_s.items()}
+    return {f"{name}_ns": [round(1e9 * seconds) for seconds in times] for name, times in times_s.items()}
 
 
 def _setting(cell: Cell) -> tuple[int, int]:

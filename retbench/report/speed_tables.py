@@ -26,7 +26,7 @@ def speed_tables(records: Sequence[Record]) -> list[Table]:
     if kinds["decode"]:
         tables += [decode_table(kinds["decode"]), scaling_table(kinds["decode"])]
     tables += [products_table(name, kinds[name]) for name in ("prefill", "train_step") if kinds[name]]
-    return tables
+    return [table for table in tables if table.rows]
 
 
 def limits_table(records: Sequence[Record]) -> Table:
@@ -252,7 +252,7 @@ def _advantage(record: Record, records: Sequence[Record], amount: str) -> Row:
         return (Entry(None, ABSENT),) * 3
     if best is record:
         return Entry(1.0, "*"), Entry(None, ABSENT), Entry(None, ABSENT)
-    pairs = zip(best.samples["round ns"], record.samples["round ns"], strict=True)
+    pairs = zip(best.samples["round_ns"], record.samples["round_ns"], strict=True)
     return (
         *_range(median_interval([[base / own for base, own in pairs]])),
         _ratio(best.metrics[amount] / record.metrics[amount]),

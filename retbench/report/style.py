@@ -65,7 +65,7 @@ KNOWN = {
     "transformer-flash": Look("#56B4E9", "^"),
     "transformer-concat-cache": Look("#000000", "D"),
     "linear-transformer": Look("#009E73", "v"),
-    "lstm": Look("#E69F00", "P"),
+    "lstm": Look("#E69F00", "8"),
     "retnet-no-gate": Look("#CC79A7", "<"),
     "retnet-no-groupnorm": Look("#332288", ">"),
     "retnet-no-decay": Look("#882255", "h"),

@@ -645,7 +645,7 @@ def test_all_fields_that_we_cannot_follow_are_listed(tmp_path: Path) -> None:
         ({"d_model": "128"}, "of the wrong type"),
         ({"d_model": 3}, "n_heads must divide d_model"),
         ({"n_layers": 3}, "missing: layers.2.mixer.q_proj.weight"),
-        ({"gamma": "eq9"}, "gamma must be one of linspace, eq8, not 'eq9'"),
+        ({"gamma": "eq9"}, "gamma must be one of linspace, eq8, single, none, not 'eq9'"),
         ({"vocab_size": 10**30}, "describes a model that cannot be"),
     ],
 )

@@ -11,27 +11,33 @@ from tests.models.helpers import error, repeatable
 
 def direct(kernel: Tensor, x: Tensor) -> Tensor:
     """y_t = sum_l kernel_l x_(t-l), position by position."""
-    y = torch.zeros_like(x)
-    for t in range(x.shape[-1]):
-        for lag in range(min(t + 1, kernel.shape[-1])):
-            y[..., t] += kernel[..., lag] * x[..., t - lag]
-    return y
+    return torch.stack(
+        [
+            sum((kernel[..., lag] * x[..., t - lag] for lag in range(min(t + 1, kernel.shape[-1]))), torch.zeros(()))
+            for t in range(x.shape[-1])
+        ],
+        dim=-1,
+    )
 
 
 @given(length=st.integers(1, 40), taps=st.integers(1, 50), data=st.data())
 @repeatable
-def test_a_convolution_equals_the_sum_at_every_position_that_it_keeps(
+def test_a_convolution_and_its_gradients_are_those_of_the_sum_at_the_positions_that_it_keeps(
     length: int, taps: int, data: st.DataObject
 ) -> None:
     keep = data.draw(st.integers(1, length))
     generator = torch.Generator().manual_seed(length)
-    kernel = torch.randn(3, 1, taps, generator=generator, dtype=torch.float64)
-    x = torch.randn(3, 2, length, generator=generator, dtype=torch.float64)
+    kernel = torch.randn(3, 1, taps, generator=generator, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(3, 2, length, generator=generator, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(3, 2, keep, generator=generator, dtype=torch.float64)
 
     y = convolution(kernel, length, keep)(x)
+    expected = direct(kernel, x)[..., -keep:]
+    found, wanted = (torch.autograd.grad((out * weight).sum(), (x, kernel)) for out in (y, expected))
 
     assert y.shape == (3, 2, keep)
-    assert (y - direct(kernel, x)[..., -keep:]).abs().max() < 1e-12 * taps
+    assert (y - expected).abs().max() < 1e-12 * taps
+    assert all((ours - theirs).abs().max() < 1e-12 * length for ours, theirs in zip(found, wanted, strict=True))
 
 
 def test_half_precision_is_convolved_in_float32() -> None:

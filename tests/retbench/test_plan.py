@@ -6,7 +6,7 @@ from typing import cast
 import pytest
 
 from retbench.devices import Device
-from retbench.plan import START_UP_S, Prediction, in_order, share
+from retbench.plan import COMPARISON_S, START_UP_S, Prediction, in_order, share
 from retbench.spec import Cell
 from tests.retbench.conftest import PREDICTION
 
@@ -56,6 +56,16 @@ def test_a_dear_cell_gets_more_than_a_cheap_one() -> None:
 
     assert to_dear.budget_s > to_cheap.budget_s > START_UP_S
     assert to_dear.budget_s + to_cheap.budget_s == pytest.approx(60)
+
+
+def test_a_peer_gets_time_to_be_compared_with_its_twin() -> None:
+    peer, twin = cells("torchscale", "retnet-torchscale")
+    predictions = {peer: costing(), twin: costing()}
+
+    to_peer = share([peer, twin], predictions, DEVICE, left_s=60.0)
+    to_twin = share([twin, peer], predictions, DEVICE, left_s=60.0)
+
+    assert to_peer.budget_s == pytest.approx(to_twin.budget_s * (1 + COMPARISON_S / START_UP_S))
 
 
 def test_the_last_cell_gets_all_that_is_left() -> None:

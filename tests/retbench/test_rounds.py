@@ -89,7 +89,7 @@ def test_a_part_holds_raw_times_and_what_they_say(clock: Clock) -> None:
     assert part["metrics"]["tpot_ms"] == 10
     assert part["metrics"]["tokens_per_s"] == 100
     assert (part["metrics"]["step_bytes"], part["metrics"]["state_bytes"]) == (30, 5)
-    assert part["samples"] == {"round ns": [10 * MS], "read ns": [5 * MS]}
+    assert part["samples"] == {"round_ns": [10 * MS], "read_ns": [5 * MS]}
     (limit,) = part["notes"]["limits"]
     assert (limit["name"], limit["per_s"], limit["fraction"]) == ("read", 20 / 0.005, pytest.approx(0.75))
 
@@ -112,7 +112,7 @@ def test_every_cell_gets_rounds_and_shares_those_of_its_length_and_batch(workloa
     ]
     found = parts(*cells)
 
-    assert all(part["metrics"][metric] > 0 and len(part["samples"]["round ns"]) == ROUNDS for part in found)
+    assert all(part["metrics"][metric] > 0 and len(part["samples"]["round_ns"]) == ROUNDS for part in found)
     groups = [part["notes"]["group"] for part in found]
     assert groups[0] == groups[1] != groups[2] == groups[3]
     assert len({part["notes"]["child"] for part in found}) == 1

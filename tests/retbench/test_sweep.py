@@ -106,7 +106,7 @@ def test_a_record_is_on_disk_before_the_next_cell_starts(tmp_path: Path) -> None
 def test_a_torn_line_that_is_found_while_the_sweep_runs_is_told(tmp_path: Path) -> None:
     one, listener = sweep_of(tmp_path), Listener()
 
-    def execute(request: dict[str, Any], threads: int, timeout_s: float) -> Outcome:
+    def execute(request: dict[str, Any], threads: int, timeout_s: float, python: str) -> Outcome:
         if request["cell"]["system"] == "transformer":
             with one.store.path.open("a") as file:  # another process, killed while it wrote
                 file.write('{"half":')
