@@ -36,7 +36,7 @@ def child_variables(threads: int) -> dict[str, str]:
     """Environment variables of every child: they change timings and memory, so they are set and recorded.
 
     Passive waiting: spinning barriers made contended threads up to 200x slower. Malloc thresholds: freed memory of up
-    to 32 MiB is used again, where fresh pages of the kernel cost a third of a prefill; a pass that measures memory
+    to 32 MiB is used again, where fresh pages of the kernel cost a quarter of a prefill; a pass that measures memory
     sets its own. Huge pages: fewer page faults and TLB misses for weights.
     """
     return {
