@@ -132,7 +132,7 @@ class DiagonalSSM(Float32Module):
         count = -(-length // block)
         fine = _pairs(powers(log_decay, range(block - 1, -1, -1)), self.D.dtype)  # (H, C, 2M)
         coarse = powers(log_decay * block, range(count - 1, -1, -1)).to(state.dtype)  # (H, G, M)
-        blocks = F.pad(x, (count * block - length, 0)).view(*x.shape[:2], -1, block)  # (B, H, P G, C)
+        blocks = F.pad(x, (count * block - length, 0)).reshape(*x.shape[:2], -1, block)  # (B, H, P G, C)
         added = torch.view_as_complex((blocks @ fine).view(*x.shape[:3], count, -1, 2))  # (B, H, P, G, M)
         return state * powers(log_decay, [length]).to(state.dtype) + (added * coarse[:, None]).sum(3)
 

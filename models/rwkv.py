@@ -32,29 +32,24 @@ class RWKVConfig(Config):
 
 @dataclass
 class TimeMixState:
-    """The input of the last position (B, D), and the sums (2, B, D) and exponent (B, D) of WKV, float32 at least."""
+    """The input of the last position (B, D), and the state of WKV (3, B, D), float32 at least."""
 
     previous: Tensor
-    sums: Tensor
-    exponent: Tensor
+    wkv: Tensor
 
     def tensors(self) -> list[Tensor]:
-        return [self.previous, self.sums, self.exponent]
+        return [self.previous, self.wkv]
 
     def fill_(self, position: int, generator: torch.Generator) -> None:
         for tensor in self.tensors():
             tensor.normal_(generator=generator)
-        self.sums[1].abs_().add_(1)  # weights are positive, the largest is 1
+        self.wkv[1].abs_().add_(1)  # weights are positive, the largest is 1
 
     def sized(self, max_seq_len: int) -> Self:
         return self
 
     def step_bytes(self, position: int) -> int:
-        return 2 * sum(tensor.nbytes for tensor in self.tensors())  # read and written
-
-    def update_(self, previous: Tensor, sums: wkv.Sums) -> None:
-        for tensor, new in zip(self.tensors(), (previous, *sums), strict=True):
-            tensor.copy_(new)
+        return 2 * (self.previous.nbytes + self.wkv.nbytes)  # read and written
 
 
 class TimeMix(Mixer):
@@ -73,9 +68,10 @@ class TimeMix(Mixer):
         kept = cast(TimeMixState, state or self.init_state(x.shape[0], 1))
         shifted = torch.cat((kept.previous[:, None], x[:, :-1]), dim=1)  # (B, T, D)
         r, k, v = self._rkv(x, shifted)
-        y, sums = wkv.chunkwise(k, v, *self._decay_and_bonus(), (kept.sums, kept.exponent))
+        y, memory = wkv.chunkwise(k, v, *self._decay_and_bonus(), kept.wkv)
         if state is not None:
-            kept.update_(x[:, -1], sums)
+            kept.previous.copy_(x[:, -1])
+            kept.wkv.copy_(memory)
         out: Tensor = self.out_proj(r * y)
         return out
 
@@ -83,8 +79,9 @@ class TimeMix(Mixer):
         """x (B, D) -> (B, D)"""
         kept = cast(TimeMixState, state)
         r, k, v = self._rkv(x, kept.previous)
-        y, sums = wkv.step(k, v, *self._decay_and_bonus(), (kept.sums, kept.exponent))
-        kept.update_(x, sums)
+        y, memory = wkv.step(k, v, *self._decay_and_bonus(), kept.wkv)
+        kept.previous.copy_(x)
+        kept.wkv.copy_(memory)
         out: Tensor = self.out_proj(r * y)
         return out
 
@@ -92,7 +89,7 @@ class TimeMix(Mixer):
         weight = self.k_proj.weight
         width, dtype = weight.shape[0], weight.dtype
         previous = torch.zeros(batch_size, width, dtype=dtype, device=weight.device)
-        return TimeMixState(previous, *wkv.empty_sums(batch_size, width, state_dtype(dtype), weight.device))
+        return TimeMixState(previous, wkv.empty_state(batch_size, width, state_dtype(dtype), weight.device))
 
     @torch.no_grad()
     def initialise(self, layer: int, n_layers: int) -> None:

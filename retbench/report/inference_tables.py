@@ -289,7 +289,7 @@ def _quantized(body: Sequence[Row]) -> tuple[str, ...]:
     if not words:
         return ()
     systems = "; ".join(f"{system} {', '.join(said)}" for system, said in words.items())
-    return (f"int8 weights: relative error (rms) of the logits against the same weights as they are: {systems}",)
+    return (f"int8 weights: error of the logits (rms, relative) against the same weights as they are: {systems}",)
 
 
 def _shortened(reason: str) -> str:

@@ -104,9 +104,9 @@ def scaling_table(records: Sequence[Record]) -> Table:
             continue
         first = known[0]
         for record in known:
-            growth = record.metrics["tokens_per_s"] / first.metrics["tokens_per_s"]
             allowed = record.cell.batch_size / first.cell.batch_size
             allowed *= first.metrics["step_bytes"] / record.metrics["step_bytes"]
+            growth = allowed * _limit(record, "fraction") / _limit(first, "fraction")
             speed = _number(record.metrics["tokens_per_s"])
             rows.append((*_setting(record), speed, _ratio(growth), _ratio(allowed), *_fraction(_limits(record)[:1])))
     columns = (
@@ -117,9 +117,11 @@ def scaling_table(records: Sequence[Record]) -> Table:
         Column("fraction", "of\nread"),
         Column("fraction_low", "95 %\ninterval"),
     )
-    return Table(
-        "scaling", "Decode over the batch", columns, tuple(rows), ("bytes allow: batch / bytes of a step, likewise",)
+    note = (
+        "over the smallest: tokens/s over those at the smallest batch, each in proportion to the read bandwidth beside "
+        "it, since batches are measured one after the other; bytes allow: batch / bytes of a step, likewise"
     )
+    return Table("scaling", "Decode over the batch", columns, tuple(rows), (note,), ("shape", "dtype", "threads"))
 
 
 def products_table(workload: str, records: Sequence[Record]) -> Table:

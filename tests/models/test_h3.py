@@ -151,7 +151,7 @@ def test_prefill_in_pieces_then_steps_equals_the_training_form(dtype: torch.dtyp
     assert error(actual, expected[:, ends(pieces, tokens.shape[1])]) < TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize("pieces", [[127], [128], [129], [63, 1, 64], [64, 193], [300], [1, 128, 128, 1]])
+@pytest.mark.parametrize("pieces", [[127], [128], [129], [63, 1, 64], [64, 193], [256], [300], [1, 128, 128, 1]])
 def test_lengths_around_blocks_and_the_shift_are_right(pieces: list[int]) -> None:
     model = build("h3", "tiny", vocab_size=61).double()  # as initialised: it remembers for thousands of positions
     tokens = random_tokens(2, sum(pieces) + 2)

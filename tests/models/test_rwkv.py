@@ -93,7 +93,7 @@ def test_prefill_steps_and_the_state_equal_the_reference(pieces: list[int]) -> N
     previous, values, weights, exponent = theirs["final_state_xx_aa_bb_pp"].unbind(1)  # (B, D) each
     assert error(torch.cat(outputs, dim=1), theirs["y_rnn"]) < 1e-9
     assert torch.equal(state.previous, previous)
-    assert error(state.sums * state.exponent.exp(), torch.stack((values, weights)) * exponent.exp()) < 1e-9
+    assert error(state.wkv[:2] * state.wkv[2].exp(), torch.stack((values, weights)) * exponent.exp()) < 1e-9
 
 
 def test_the_start_of_every_parameter_is_the_references() -> None:
@@ -210,4 +210,4 @@ def test_a_filled_state_decodes_to_finite_logits() -> None:
     logits = read(model, random_tokens(2, 20, vocab_size=64), [], state)
 
     assert logits.isfinite().all()
-    assert all(cast(TimeMixState, layer).sums[1].gt(0).all() for layer in state.layers)
+    assert all(cast(TimeMixState, layer).wkv[1].gt(0).all() for layer in state.layers)

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from models import wkv
 from tests.models.helpers import error, repeatable
@@ -19,22 +20,21 @@ KEY_STDS = (0.0, 1.0, 30.0, 100.0)
 
 @dataclass(frozen=True)
 class Inputs:
-    """k, v (B, T, D), w and u (D,) and the sums of what was read before."""
+    """k, v (B, T, D), w and u (D,) and the state of what was read before."""
 
     k: Tensor
     v: Tensor
     w: Tensor
     u: Tensor
-    before: wkv.Sums
+    before: Tensor
 
     def to(self, dtype: torch.dtype) -> "Inputs":
-        sums, exponent = self.before
-        return Inputs(*(x.to(dtype) for x in (self.k, self.v, self.w, self.u)), (sums.to(dtype), exponent.to(dtype)))
+        return Inputs(*(x.to(dtype) for x in (self.k, self.v, self.w, self.u, self.before)))
 
-    def recurrent(self) -> tuple[Tensor, wkv.Sums]:
+    def recurrent(self) -> tuple[Tensor, Tensor]:
         return wkv.recurrent(self.k, self.v, self.w, self.u, self.before)
 
-    def chunkwise(self, chunk_size: int | None = None) -> tuple[Tensor, wkv.Sums]:
+    def chunkwise(self, chunk_size: int | None = None) -> tuple[Tensor, Tensor]:
         return wkv.chunkwise(self.k, self.v, self.w, self.u, self.before, chunk_size)
 
 
@@ -44,7 +44,7 @@ def random_inputs(batch_size: int, length: int, key_std: float, seed: int = 0) -
     k, v = torch.randn(2, batch_size, length, WIDTH, generator=generator, dtype=torch.float64)
     w = -torch.linspace(-5, 3, WIDTH, dtype=torch.float64).exp()
     u = torch.randn(WIDTH, generator=generator, dtype=torch.float64)
-    return Inputs(k * key_std, v, w, u, wkv.empty_sums(batch_size, WIDTH, torch.float64, k.device))
+    return Inputs(k * key_std, v, w, u, wkv.empty_state(batch_size, WIDTH, torch.float64, k.device))
 
 
 def with_gradients(inputs: Inputs, chunk_size: int | None) -> dict[str, Tensor]:
@@ -86,7 +86,7 @@ def test_the_recurrence_is_the_formula(key_std: float) -> None:
     key_std=st.sampled_from(KEY_STDS),
 )
 @repeatable
-def test_chunkwise_equals_recurrent_in_outputs_gradients_and_sums(
+def test_chunkwise_equals_recurrent_in_outputs_gradients_and_state(
     length: int, chunk_size: int, batch_size: int, read: int, key_std: float
 ) -> None:
     inputs = random_inputs(batch_size, length, key_std)
@@ -97,8 +97,7 @@ def test_chunkwise_equals_recurrent_in_outputs_gradients_and_sums(
     actual, expected = with_gradients(inputs, chunk_size), with_gradients(inputs, None)
 
     assert largest_error(actual, expected) < 1e-9
-    for sums, expected_sums in zip(inputs.chunkwise(chunk_size)[1], inputs.recurrent()[1], strict=True):
-        torch.testing.assert_close(sums, expected_sums, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(inputs.chunkwise(chunk_size)[1], inputs.recurrent()[1], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("key_std", KEY_STDS)
@@ -171,3 +170,19 @@ def test_the_float32_error_of_slow_decays_does_not_grow_with_position(decay: flo
 
     assert error(y[:, -3000:], expected[:, -3000:]) < 2e-4  # a decay of e^-0.001 rounds off by 3e-5 of itself
     assert error(y[:, -3000:], expected[:, -3000:]) < 1.5 * error(y[:, 3000:6000], expected[:, 3000:6000])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_trace_on_fake_tensors_gives_the_shapes_and_dtypes_of_a_run(dtype: torch.dtype) -> None:
+    def run() -> list[tuple[torch.Size, torch.dtype]]:
+        k, v = (torch.zeros(2, 40, WIDTH, dtype=dtype, requires_grad=True) for _ in range(2))
+        w, u = (torch.full((WIDTH,), -1.0, requires_grad=True) for _ in range(2))
+        state = wkv.empty_state(2, WIDTH, torch.float32, k.device)
+        y, after = wkv.chunkwise(k, v, w, u, state, chunk_size=16)
+        gradients = torch.autograd.grad(y.sum(), (k, v, w, u))
+        return [(tensor.shape, tensor.dtype) for tensor in (y, after, *gradients)]
+
+    with FakeTensorMode():
+        traced = run()
+
+    assert traced == run()
