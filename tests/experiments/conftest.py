@@ -52,10 +52,10 @@ def variables() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
-def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, *words: str, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
     """The command, run to its end."""
     return subprocess.run(
-        arguments(*words), cwd=folder, env=variables(), capture_output=True, text=True, check=False, timeout=240
+        arguments(*words), cwd=folder, env=variables(), capture_output=True, text=True, check=False, timeout=timeout_s
     )
 
 

@@ -362,10 +362,11 @@ def test_a_cell_that_dies_in_prefill_keeps_what_decode_measured(tmp_path: Path) 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1000)
 def test_every_system_is_measured_at_odd_lengths_and_in_bf16(tmp_path: Path) -> None:
     words = [*TINY, "--dtype", "bf16", "--systems", "all", "--seq-len", "1,3,77", "--budget", "20s"]
 
-    done = run(tmp_path, *words)
+    done = run(tmp_path, *words, timeout_s=900)
 
     records = stored(tmp_path, "inference")
     assert done.returncode == 0
