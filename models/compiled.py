@@ -38,5 +38,10 @@ def compile_prefill(model: LanguageModel, batch_size: int) -> str | None:
         for part, name in parts:
             delattr(part, name)  # uncovers the class's own
         torch.compiler.reset()
-        return f"torch.compile does not work here: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        return f"torch.compile does not work here: {type(error).__name__}: {_cause(error)}"
     return None
+
+
+def _cause(error: Exception) -> str:
+    """The first two lines that say something: torch's own first one only names the backend that failed."""
+    return " ".join([line.strip() for line in str(error).splitlines() if line.strip()][:2])

@@ -76,6 +76,11 @@ def config_from_json(text: str) -> Config:
     return config_class.from_options(system, options)
 
 
+def attention_heads(d_model: int) -> int:
+    """The heads of attention where a config names none: a head dim of 64 below d_model 2048, else 128."""
+    return max(1, d_model // (64 if d_model < 2048 else 128))
+
+
 def require_divisible(value: int, divisor: int, what: str) -> None:
     """Raises ValueError unless ``divisor`` is positive and divides ``value``."""
     if divisor < 1 or value % divisor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from models import retention
-from models.config import Config, require_divisible
+from models.config import Config, attention_heads, require_divisible
 from models.language_model import LanguageModel, LayerState, Mixer, Positions, state_dtype
 from models.linear import Linear
 from models.rotary import rotate
@@ -32,7 +32,7 @@ class LinearTransformerConfig(Config):
 
     def __post_init__(self) -> None:
         if self.n_heads == 0:
-            object.__setattr__(self, "n_heads", max(1, self.d_model // (64 if self.d_model < 2048 else 128)))
+            object.__setattr__(self, "n_heads", attention_heads(self.d_model))
         super().__post_init__()
         require_divisible(self.d_model, self.n_heads, "n_heads must divide d_model")
         require_divisible(self.d_head, 2, "the head dim must be even for the rotation")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from models import attention
-from models.config import Config, require_divisible
+from models.config import Config, attention_heads, require_divisible
 from models.language_model import LanguageModel, LayerState, Mixer, Positions, segments
 from models.linear import Linear
 from models.native.decoder import MixerShape
@@ -44,7 +44,7 @@ class TransformerConfig(Config):
 
     def __post_init__(self) -> None:
         if self.n_heads == 0:
-            object.__setattr__(self, "n_heads", max(1, self.d_model // (64 if self.d_model < 2048 else 128)))
+            object.__setattr__(self, "n_heads", attention_heads(self.d_model))
         if self.n_kv_heads == 0:
             object.__setattr__(self, "n_kv_heads", self.n_heads)
         require_divisible(self.d_model, self.n_heads, "n_heads must divide d_model")

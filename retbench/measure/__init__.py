@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.config import Config
-from models.language_model import State
+from models.language_model import LanguageModel, State
 from retbench.devices import Device
 from retbench.spec import Cell
 from retbench.timing import Deadline
@@ -77,3 +78,10 @@ class Task:
 def backend_of(model: Model) -> str:
     """What computes the mixer, with ``native`` before it where the step is native code."""
     return f"native+{model.backend}" if model.decode_backend == "native" else model.backend
+
+
+def train_step(model: LanguageModel, tokens: Tensor) -> None:
+    """Forward and backward of the next-token loss over tokens (B, T + 1); the gradients are dropped after it."""
+    logits = model(tokens[:, :-1])  # (B, T, V)
+    F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten()).backward()  # type: ignore[no-untyped-call]
+    model.zero_grad(set_to_none=True)

@@ -11,11 +11,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from statistics import median
 
-import torch.nn.functional as F
-from torch import Tensor
-
 from models.language_model import LanguageModel
-from retbench.measure import Part, Parts, Task
+from retbench.measure import Part, Parts, Task, train_step
 from retbench.quantities import format_bytes, format_duration
 from retbench.statistics import median_interval
 from retbench.timing import TRIVIAL_S, Deadline, sample
@@ -144,20 +141,9 @@ def _prefill(model: LanguageModel, task: Task, length: int) -> Run:
 
 
 def _train(model: LanguageModel, task: Task, batch_size: int, length: int) -> Run:
-    """Forward and backward of the next-token loss; the gradients are dropped after it, as before the next step."""
-    tokens = task.tokens(model.config.vocab_size, batch_size, length)
-    targets = task.tokens(model.config.vocab_size, batch_size, length)
-
-    def run() -> None:
-        _loss(model, tokens, targets).backward()  # type: ignore[no-untyped-call]
-        model.zero_grad(set_to_none=True)
-
-    return run
-
-
-def _loss(model: LanguageModel, tokens: Tensor, targets: Tensor) -> Tensor:
-    logits = model(tokens)  # (B, T, V)
-    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+    """Forward and backward over ``length`` positions."""
+    tokens = task.tokens(model.config.vocab_size, batch_size, length + 1)
+    return lambda: train_step(model, tokens)
 
 
 def _bytes(series: list[Series], model: LanguageModel, task: Task, length: int) -> Part:

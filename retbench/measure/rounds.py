@@ -13,14 +13,13 @@ from typing import Protocol
 from uuid import uuid4
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from models import SIZES, build
 from models.flops import forward_flops
 from models.language_model import LanguageModel
 from retbench.devices import Device, find_device
-from retbench.measure import PRECISION, TORCH_DTYPES, Part, Task, backend_of
+from retbench.measure import PRECISION, TORCH_DTYPES, Part, Task, backend_of, train_step
 from retbench.measure.limits import Limit, fastest, products, readers
 from retbench.measure.quantize import quantize
 from retbench.spec import Cell
@@ -101,7 +100,7 @@ class Prefill:
 
 @dataclass
 class TrainStep:
-    """Forward and backward over the whole length, all parameters' gradients made anew."""
+    """Forward and backward over the whole length, the gradients of all parameters included."""
 
     model: LanguageModel
     task: Task
@@ -114,12 +113,9 @@ class TrainStep:
 
     def run(self) -> None:
         tokens = self.task.tokens(self.model.config.vocab_size, self.task.cell.batch_size, self.task.cell.seq_len + 1)
-        self.model.zero_grad(set_to_none=True)
-        logits = self.model(tokens[:, :-1])  # (B, T, V)
-        F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()  # type: ignore[no-untyped-call]
+        train_step(self.model, tokens)
 
     def memory(self) -> dict[str, int]:
-        self.model.zero_grad(set_to_none=True)
         peak = self.task.device.peak_memory(lambda: None, lambda _: self.run())
         return {"activations_bytes": peak.tensor_bytes}  # gradients included
 
