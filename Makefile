@@ -7,8 +7,9 @@ BIN := .venv/bin
 inference: .venv/installed
 	$(BIN)/retbench inference --seq-len 8192
 
+# Two processes share the cores: spinning threads would hold each other up.
 test: .venv/installed lint
-	$(BIN)/pytest
+	OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0 $(BIN)/pytest -n 2 --dist worksteal
 
 test-slow: .venv/installed
 	$(BIN)/pytest -m slow
