@@ -260,7 +260,7 @@ class LanguageModel(nn.Module):
 
     @property
     def notes(self) -> dict[str, object]:
-        """Why faster ways to compute are not used, for the record."""
+        """Why faster ways to compute are not used and what a system adds, such as its chunk size, for the record."""
         reasons = {"no_native_step": self.no_native_step(), "onednn": self._onednn_refusal()}
         return {**self.backend_refusals(), **{name: reason for name, reason in reasons.items() if reason}}
 

@@ -152,5 +152,9 @@ class LinearTransformer(LanguageModel):
     def d_rotary(self) -> int:
         return cast(LinearTransformerConfig, self.config).d_head
 
+    @property
+    def notes(self) -> dict[str, object]:
+        return super().notes | {"chunk_size": cast(LinearTransformerConfig, self.config).chunk_size}
+
 
 MODEL = LinearTransformer

@@ -256,6 +256,10 @@ class RetNet(LanguageModel):
             return wanted
         return "fla" if self.embedding.weight.is_cuda and not self.backend_refusals() else "torch"
 
+    @property
+    def notes(self) -> dict[str, object]:
+        return super().notes | ({"chunk_size": self.chunk_size} if self.form == "chunkwise" else {})
+
     def backend_refusals(self) -> dict[str, str]:
         config, weight = cast(RetNetConfig, self.config), self.embedding.weight
         if config.retention != "auto" or not weight.is_cuda:
