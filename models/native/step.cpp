@@ -6,6 +6,7 @@ small (norms, packing) each thread computes for itself, which is cheaper than on
   B batch, D d_model, F d_ffn, H query heads, G key-value heads, K key dim, V value dim of a head, N rows of a matrix */
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <initializer_list>
@@ -127,6 +128,28 @@ int64_t attention_splits(const Shape& s, int threads) {
 /* What becomes of the results of a product. */
 enum class Then { STORE, SILU, GELU, ADD };
 
+/* Where a step's time goes: what each phase took in all steps of this process, in nanoseconds of its first thread. */
+enum Phase { PROJECTIONS, MIXER, OUT, FFN, HEAD, PHASES };
+int64_t phase_ns[PHASES];
+
+class Stopwatch {
+ public:
+  explicit Stopwatch(bool running) : running_(running) {}
+
+  /* The time since the last lap went to ``phase``. */
+  void lap(Phase phase) {
+    if (!running_) return;
+    Clock::time_point now = Clock::now();
+    phase_ns[phase] += std::chrono::nanoseconds(now - last_).count();
+    last_ = now;
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  bool running_;
+  Clock::time_point last_ = Clock::now();
+};
+
 /* T is the type of weights (those of linear layers may be int8), KV cache and logits. */
 template <class T>
 class Step {
@@ -154,16 +177,22 @@ class Step {
   /* The whole step as one thread of the team sees it. */
   void run(int thread) {
     Private& mine = private_[thread];
+    Stopwatch watch(thread == 0);
     for (int64_t index = 0; index < s_.n_layers; index++) {
       const Layer& layer = model_.layers[index];
       project_heads(layer, mine);
+      watch.lap(PROJECTIONS);
       s_.attention ? attend_all(index, mine) : retain_all(index, mine);
+      watch.lap(MIXER);
       Activations mixed = s_.attention ? combine(mine) : gate(layer, mine);
       project(mixed, mine, {{layer.out, s_.d_model, scratch_.residual, s_.d_model, Then::ADD}});
+      watch.lap(OUT);
       feed_forward(layer, mine);
+      watch.lap(FFN);
     }
     Activations x = norm(model_.norm, model_.norm_bias, mine);
     project(x, mine, {{model_.head, s_.vocab, logits_, s_.vocab, Then::STORE}});
+    watch.lap(HEAD);
   }
 
  private:
@@ -421,6 +450,9 @@ int64_t retbench_step(const Shape* shape, const Model* model, void* const* state
   (shape->bf16 ? run_step<BFloat> : run_step<float>)(*shape, *model, state, tokens, logits, scratch, team);
   return -1;
 }
+
+/* What the phases of all steps so far took, in nanoseconds: projections, mixer, out, FFN, head. */
+void retbench_phase_ns(int64_t* ns) { std::copy_n(phase_ns, int(PHASES), ns); }
 
 /* 0 where products are right on this processor. */
 int64_t retbench_self_test() { return all_products_are_right() ? 0 : 1; }

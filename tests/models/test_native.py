@@ -3,6 +3,7 @@
 # B batch, T positions, V vocabulary
 
 import copy
+import ctypes
 import os
 import platform
 import subprocess
@@ -206,6 +207,19 @@ def test_torch_and_native_steps_share_one_state(system: str) -> None:
 
         assert error(logits, expected[:, n]) < 1e-4
     assert state.position == 30
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_every_phase_of_a_step_is_accounted_for(system: str) -> None:
+    model = native_model(system, torch.float32)
+    sums: list[list[int]] = []
+    for _ in range(2):
+        model.step(torch.tensor([1]), model.init_state(1, 8))
+        phases = (ctypes.c_int64 * 5)()
+        native.library().retbench_phase_ns(phases)  # type: ignore[union-attr]
+        sums.append(list(phases))
+
+    assert all(after > before > 0 for before, after in zip(*sums, strict=True))
 
 
 def test_models_take_turns_and_threads_call_at_once(threads: None) -> None:
