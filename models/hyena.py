@@ -246,6 +246,10 @@ class Hyena(LanguageModel):
         return HyenaMixer(cast(HyenaConfig, self.config))
 
     @property
+    def training_form(self) -> str:
+        return "fft-convolution"
+
+    @property
     def decode_form(self) -> str:
         return "cached-convolution"
 

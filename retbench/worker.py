@@ -129,7 +129,14 @@ def _predict(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield {"predicted": {}, "problem": f"no prediction for {cell.label}: {str(error).splitlines()[0]}"}
 
 
-_TASKS = {"measure": _measure, "rounds": _rounds, "predict": _predict}
+def _describe(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What the model of every cell is, in order."""
+    from retbench.measure.predict import describe
+
+    yield from ({"facts": describe(Cell(**fields))} for fields in request["cells"])
+
+
+_TASKS = {"measure": _measure, "rounds": _rounds, "predict": _predict, "describe": _describe}
 
 
 def _failure(error: Exception) -> dict[str, str]:

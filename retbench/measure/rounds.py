@@ -275,4 +275,4 @@ def _mode(workload: str) -> AbstractContextManager[object]:
 
 
 def _form(model: LanguageModel, cell: Cell) -> str:
-    return model.decode_form if cell.workload == "decode" else str(getattr(model, "form", "parallel"))
+    return model.decode_form if cell.workload == "decode" else model.training_form
