@@ -12,16 +12,14 @@ from typing import Any
 
 from models.cache import cache_folder
 from models.catalogue import systems
-from retbench import isolate
+from retbench import plan
 from retbench.environment import code_hash, sha256
-from retbench.errors import UsageError
 from retbench.report.numbers import significant
 from retbench.report.tables import Column, Entry, Table
 from retbench.spec import Cell, Dtype
 
 SEQ_LEN = 8192
 DTYPE: Dtype = "bf16"
-TIMEOUT_S = 120.0
 
 Facts = list[dict[str, Any]]  # in the order of the cells
 
@@ -62,10 +60,7 @@ def _known(cells: Sequence[Cell]) -> Facts:
         kept: Facts = json.loads(path.read_text(encoding="utf-8"))
         return kept
     print("building every system without memory, once: a few seconds", file=sys.stderr)
-    outcome = isolate.run_worker({"task": "describe", "cells": fields}, threads=1, timeout_s=TIMEOUT_S)
-    if outcome.status != "ok":
-        raise UsageError(f"the systems cannot be described ({outcome.status}): {outcome.reason}")
-    found = [message["facts"] for message in outcome.messages]
+    found = plan.describe(cells)
     with suppress(OSError):  # no room or no permission: the next call computes them again
         _keep(path, json.dumps(found))
     return found

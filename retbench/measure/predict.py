@@ -65,48 +65,29 @@ def predict(cell: Cell) -> dict[str, int]:
     none keeps anything but its state. The tensors pretend to be on the CPU: faking a CUDA device aborts or silently
     replaces fused attention.
     """
-    torch.set_num_threads(cell.threads)  # each has memory of its own in a native step
-    model = _on_meta(cell)
-    config, counts = model.config, _counts(model, cell)
-    with FakeTensorMode(), torch.no_grad():
-        step, prefill = _activations(cell, replace(config, n_layers=min(TRACED_LAYERS, config.n_layers)))
-    layers = config.n_layers / min(TRACED_LAYERS, config.n_layers)
-    held_bytes = counts["weights_bytes"] + counts["state_bytes"]
-    return {
-        **counts,
-        "step_allocated_bytes": int(step.allocated * layers),
-        "peak_memory_bytes": held_bytes + step.peak,
-        "prefill_peak_memory_bytes": held_bytes + prefill.peak,
-        "prefill_allocated_bytes": min(int(prefill.allocated * layers), UNCOUNTABLE),
-    }
-
-
-def describe(cell: Cell) -> dict[str, int | str]:
-    """What a cell's model is, without a trace: its counts and how it computes."""
-    model = _on_meta(cell)
-    return {**_counts(model, cell), "training_form": model.training_form, "decode_form": model.decode_form}
-
-
-def _on_meta(cell: Cell) -> LanguageModel:
-    """The cell's model without memory."""
     torch.set_default_dtype(TORCH_DTYPES[cell.dtype])
+    torch.set_num_threads(cell.threads)  # each has memory of its own in a native step
     config = (
         configure(cell.system, cell.size, **cell.overrides) if cell.checkpoint is None else read_config(cell.checkpoint)
     )
     with torch.device("meta"):
-        return _model(cell, config)
-
-
-def _counts(model: LanguageModel, cell: Cell) -> dict[str, int]:
-    """Parameters, and bytes of the weights, of a state that holds ``seq_len`` tokens and of what a step moves."""
-    with torch.device("meta"):
+        model = _model(cell, config)
         state = model.init_state(cell.batch_size, cell.seq_len)
     state.position = cell.seq_len - 1
+    state_bytes = _filled_bytes(state, cell.seq_len)
+    weights_bytes = model.weights_bytes()
+    with FakeTensorMode(), torch.no_grad():
+        step, prefill = _activations(cell, replace(config, n_layers=min(TRACED_LAYERS, config.n_layers)))
+    layers = config.n_layers / min(TRACED_LAYERS, config.n_layers)
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "weights_bytes": model.weights_bytes(),
+        "weights_bytes": weights_bytes,
+        "state_bytes": state_bytes,
         "step_bytes": model.step_weights_bytes() + state.step_bytes(),
-        "state_bytes": _filled_bytes(state, cell.seq_len),
+        "step_allocated_bytes": int(step.allocated * layers),
+        "peak_memory_bytes": weights_bytes + state_bytes + step.peak,
+        "prefill_peak_memory_bytes": weights_bytes + state_bytes + prefill.peak,
+        "prefill_allocated_bytes": min(int(prefill.allocated * layers), UNCOUNTABLE),
     }
 
 
