@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from models.catalogue import paper_systems
 from retbench import options
 from retbench.devices import find_device
 from retbench.quantities import format_duration, parse_duration
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from retbench.report.tables import Table
 
 SYSTEMS = ("retnet", "transformer", "transformer-flash")
+TRAINED = tuple(name for name in paper_systems() if name != "transformer-concat-cache")  # which trains as the eager one
 FLASH = ("retnet", "transformer-flash")  # at long prompts an eager Transformer would need the memory of T x T scores
 
 Cases = Annotated[str, typer.Option(help="Comma-separated, or all; an unknown one lists them.")]
@@ -116,11 +118,16 @@ def all_cases(device: str, threads: int, seed: int) -> dict[str, Case]:
             f"train-{length}": Case(replace(step, size="small", n_layers=1, vocab_size=8), FLASH, ((length, 1),))
             for length in (2048, 8192)
         },
+        "train-systems": Case(
+            replace(step, workload="train_tokens", size="small", n_layers=1, vocab_size=8),
+            TRAINED,
+            ((1024, 1), (4096, 1)),
+        ),
     }
 
 
 def tables(records: Sequence[Record]) -> "list[Table]":
-    """The limits, decode, its scaling, prefill and training: what of them was measured."""
+    """The limits, decode, its scaling, prefill, training and training of all systems: what of them was measured."""
     from retbench.report.speed_tables import speed_tables
 
     return speed_tables(records)

@@ -237,6 +237,11 @@ class LanguageModel(nn.Module):
         return {}
 
     @property
+    def training_form(self) -> str:
+        """How ``forward`` and ``prefill`` mix positions, for the record."""
+        return "parallel"
+
+    @property
     def decode_form(self) -> str:
         """How a step is computed, for the record."""
         return "recurrent"

@@ -149,6 +149,10 @@ class LinearTransformer(LanguageModel):
         return LinearAttention(cast(LinearTransformerConfig, self.config))
 
     @property
+    def training_form(self) -> str:
+        return "chunkwise"
+
+    @property
     def d_rotary(self) -> int:
         return cast(LinearTransformerConfig, self.config).d_head
 

@@ -235,6 +235,10 @@ class RetNet(LanguageModel):
         return MultiScaleRetention(cast(RetNetConfig, self.config))
 
     @property
+    def training_form(self) -> str:
+        return self.form
+
+    @property
     def d_rotary(self) -> int:
         return cast(RetNetConfig, self.config).d_k
 

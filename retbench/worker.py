@@ -125,11 +125,30 @@ def _predict(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
         cell = Cell.from_dict(fields)
         try:
             yield {"predicted": predict(cell), "problem": None}
-        except (RuntimeError, ValueError, NotImplementedError) as error:
+        except ValueError as error:
+            yield _bad_input(cell, error)
+        except (RuntimeError, NotImplementedError) as error:
             yield {"predicted": {}, "problem": f"no prediction for {cell.label}: {str(error).splitlines()[0]}"}
 
 
-_TASKS = {"measure": _measure, "rounds": _rounds, "predict": _predict}
+def _describe(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What the model of every cell is, in order."""
+    from retbench.measure.describe import describe
+
+    for fields in request["cells"]:
+        cell = Cell.from_dict(fields)
+        try:
+            yield {"facts": describe(cell)}
+        except ValueError as error:
+            yield _bad_input(cell, error)
+
+
+def _bad_input(cell: Cell, error: ValueError) -> dict[str, Any]:
+    """Tells of a cell that nobody can measure: what was asked of its model contradicts it."""
+    return {"bad_input": f"{cell.label}: {error}"}
+
+
+_TASKS = {"measure": _measure, "rounds": _rounds, "predict": _predict, "describe": _describe}
 
 
 def _failure(error: Exception) -> dict[str, str]:

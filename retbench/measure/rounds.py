@@ -34,13 +34,16 @@ LONG_S = 0.5  # a call this long is timed once a visit and warms itself up
 
 
 class Workload(Protocol):
-    """A cell ready to run: ``amount`` bytes or floating point operations a call, against ``limits``."""
+    """A cell ready to run: ``amount`` bytes, floating point operations or tokens a call, against ``limits``."""
 
     metric: str
     amount: int
     limits: list[Limit]
 
     def run(self) -> None: ...
+
+    def speed(self, seconds: float) -> dict[str, float | int]:
+        """What a call of so many seconds did, by metric."""
 
     def memory(self) -> dict[str, int]:
         """Bytes by metric, from a call that is not timed."""
@@ -69,6 +72,9 @@ class Decode:
         self.state.position = self.task.cell.seq_len - 1
         self.model.step(self.pool[self.count % len(self.pool)], self.state)
 
+    def speed(self, seconds: float) -> dict[str, float | int]:
+        return {"tokens_per_s": rate(self.task.cell.batch_size, seconds), "step_bytes": self.amount}
+
     def memory(self) -> dict[str, int]:
         return {"state_bytes": self.state.nbytes}
 
@@ -88,6 +94,9 @@ class Prefill:
 
     def run(self) -> None:
         self.model.prefill(self._tokens())
+
+    def speed(self, seconds: float) -> dict[str, float | int]:
+        return {"flops": self.amount}
 
     def memory(self) -> dict[str, int]:
         tokens, states = self._tokens(), list[int]()
@@ -115,15 +124,31 @@ class TrainStep:
         tokens = self.task.tokens(self.model.config.vocab_size, self.task.cell.batch_size, self.task.cell.seq_len + 1)
         forward_backward(self.model, tokens)
 
+    def speed(self, seconds: float) -> dict[str, float | int]:
+        return {"flops": self.amount}
+
     def memory(self) -> dict[str, int]:
         peak = self.task.device.peak_memory(lambda: None, lambda _: self.run())
         return {"activations_bytes": peak.tensor_bytes}  # gradients included
+
+
+@dataclass
+class TrainTokens(TrainStep):
+    """The same in tokens, for systems that are compared with each other and not with a limit."""
+
+    def __post_init__(self) -> None:
+        self.amount = self.task.cell.batch_size * self.task.cell.seq_len
+        self.limits = []
+
+    def speed(self, seconds: float) -> dict[str, float | int]:
+        return {"tokens_per_s": rate(self.amount, seconds)}
 
 
 WORKLOADS: dict[str, Callable[[LanguageModel, Task], Workload]] = {
     "decode": Decode,
     "prefill": Prefill,
     "train_step": TrainStep,
+    "train_tokens": TrainTokens,
 }
 
 
@@ -149,15 +174,12 @@ class Course:
         return median_interval([[self.workload.amount * beside / limit.amount / own for own, beside in pairs]])
 
     def precise(self) -> bool:
-        return all(self.fraction(limit).relative_half_width <= PRECISION for limit in self.workload.limits)
+        found = [self.fraction(limit) for limit in self.workload.limits] or [median_interval([self.times_s])]
+        return all(interval.relative_half_width <= PRECISION for interval in found)
 
     def part(self) -> Part:
-        cell, name, time = self.task.cell, self.workload.metric, median_interval([self.times_s])
+        name, time = self.workload.metric, median_interval([self.times_s])
         metrics = {name: 1e3 * time.value, f"{name}_low": 1e3 * time.low, f"{name}_high": 1e3 * time.high}
-        if cell.workload == "decode":
-            metrics |= {"tokens_per_s": rate(cell.batch_size, time.value), "step_bytes": self.workload.amount}
-        else:
-            metrics |= {"flops": self.workload.amount}
         limits = []
         for limit in self.workload.limits:
             fraction, beside_s = self.fraction(limit), median(self.limit_times_s[limit.name])
@@ -165,7 +187,7 @@ class Course:
             limits.append({"name": limit.name, "per_s": limit.amount / beside_s, **ends})
         return {
             "at": self.at,
-            "metrics": {**metrics, **self.workload.memory()},
+            "metrics": {**metrics, **self.workload.speed(time.value), **self.workload.memory()},
             "samples": _nanoseconds({"round": self.times_s, **self.limit_times_s}),
             "notes": {"rounds": len(self.times_s), "limits": limits},
         }
@@ -271,8 +293,8 @@ def _setting(cell: Cell) -> tuple[int, int]:
 
 
 def _mode(workload: str) -> AbstractContextManager[object]:
-    return nullcontext() if workload == "train_step" else torch.inference_mode()
+    return nullcontext() if workload.startswith("train") else torch.inference_mode()
 
 
 def _form(model: LanguageModel, cell: Cell) -> str:
-    return model.decode_form if cell.workload == "decode" else str(getattr(model, "form", "parallel"))
+    return model.decode_form if cell.workload == "decode" else model.training_form

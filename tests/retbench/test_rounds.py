@@ -33,6 +33,9 @@ class FakeWorkload:
         self.limits = [Limit("read", self._taking("read", 0.5), 20)]
         self.run = self._taking("cell", 1.0)
 
+    def speed(self, seconds: float) -> dict[str, float | int]:
+        return {"tokens_per_s": 1 / seconds}
+
     def memory(self) -> dict[str, int]:
         return {"state_bytes": 5}
 
@@ -88,7 +91,7 @@ def test_a_part_holds_raw_times_and_what_they_say(clock: Clock) -> None:
 
     assert part["metrics"]["tpot_ms"] == 10
     assert part["metrics"]["tokens_per_s"] == 100
-    assert (part["metrics"]["step_bytes"], part["metrics"]["state_bytes"]) == (30, 5)
+    assert part["metrics"]["state_bytes"] == 5
     assert part["samples"] == {"round_ns": [10 * MS], "read_ns": [5 * MS]}
     (limit,) = part["notes"]["limits"]
     assert (limit["name"], limit["per_s"], limit["fraction"]) == ("read", 20 / 0.005, pytest.approx(0.75))
@@ -124,6 +127,17 @@ def test_a_training_step_makes_gradients_and_counts_their_bytes() -> None:
 
     assert part["metrics"]["train_step_ms"] > 0
     assert part["metrics"]["activations_bytes"] >= part["metrics"]["weights_bytes"]
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_training_forms_of_systems_without_a_formula_are_compared_in_tokens() -> None:
+    found = parts(*(replace(CELL, workload="train_tokens", system=name) for name in ("transformer-flash", "hyena")))
+
+    assert [part["cell"]["form"] for part in found] == ["parallel", "fft-convolution"]
+    for part in found:
+        assert part["metrics"]["tokens_per_s"] == pytest.approx(16e3 / part["metrics"]["train_step_ms"])
+        assert part["notes"]["limits"] == []
+        assert part["metrics"]["activations_bytes"] > 0
 
 
 @pytest.mark.usefixtures("one_thread")

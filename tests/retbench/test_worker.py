@@ -14,6 +14,7 @@ import pytest
 from models import build
 from retbench import isolate, worker
 from retbench.environment import ROOT
+from retbench.measure import predict
 from retbench.spec import Cell
 from tests.retbench.conftest import wait_for_end
 
@@ -120,16 +121,33 @@ def test_a_quantized_cell_says_the_error_of_its_logits_and_that_torch_computes_i
 
 
 @pytest.mark.usefixtures("in_this_process", "one_thread")
-def test_a_cell_that_cannot_be_predicted_does_not_stop_the_others() -> None:
-    cells = [CELL, replace(CELL, system="retnt"), CELL]
+def test_a_cell_that_cannot_be_predicted_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def predict_some(cell: Cell) -> dict[str, int]:
+        if cell.seq_len == 17:
+            raise RuntimeError("no such kernel\nand more")
+        return really(cell)
+
+    really = predict.predict
+    monkeypatch.setattr(predict, "predict", predict_some)
+    cells = [CELL, replace(CELL, seq_len=17), CELL]
 
     first, unknown, last, done = run_here({"task": "predict", "cells": [cell.to_dict() for cell in cells]})
 
     assert done["done"]["status"] == "ok"
     assert first["problem"] is last["problem"] is None
     assert first["predicted"] == last["predicted"] != {}
-    assert unknown["predicted"] == {}
-    assert "no prediction for retnt tiny, batch 2, length 16: unknown system 'retnt'" in unknown["problem"]
+    assert unknown == {"predicted": {}, "problem": "no prediction for retnet tiny, batch 2, length 17: no such kernel"}
+
+
+@pytest.mark.usefixtures("in_this_process", "one_thread")
+@pytest.mark.parametrize("task", ["predict", "describe"])
+def test_a_model_that_cannot_be_is_told_as_bad_input(task: str) -> None:
+    cells = [CELL, replace(CELL, system="hyena", seq_len=2**16)]
+
+    good, bad, _ = run_here({"task": task, "cells": [asdict(cell) for cell in cells]})
+
+    assert "bad_input" not in good
+    assert bad["bad_input"].startswith("hyena tiny, batch 2, length 65536: hyena reads at most l_max = 32768 tokens")
 
 
 @pytest.mark.parametrize(
