@@ -144,7 +144,7 @@ def test_a_cell_that_cannot_be_predicted_does_not_stop_the_others(monkeypatch: p
 def test_a_model_that_cannot_be_is_told_as_bad_input(task: str) -> None:
     cells = [CELL, replace(CELL, system="hyena", seq_len=2**16)]
 
-    good, bad, _ = run_here({"task": task, "cells": [asdict(cell) for cell in cells]})
+    good, bad, _ = run_here({"task": task, "cells": [cell.to_dict() for cell in cells]})
 
     assert "bad_input" not in good
     assert bad["bad_input"].startswith("hyena tiny, batch 2, length 65536: hyena reads at most l_max = 32768 tokens")
