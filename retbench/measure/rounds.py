@@ -20,6 +20,7 @@ from models.flops import forward_flops
 from models.language_model import LanguageModel
 from retbench.devices import Device, find_device
 from retbench.measure import PRECISION, TORCH_DTYPES, Part, Task, backend_of, forward_backward
+from retbench.measure.compile import compile_cell
 from retbench.measure.limits import Limit, fastest, products, readers
 from retbench.measure.quantize import quantize
 from retbench.spec import Cell
@@ -195,18 +196,23 @@ class Course:
 
 @dataclass
 class Models:
-    """The models of cells that differ in the system and its weights alone, each built once."""
+    """The models of cells that differ in the system, its weights and whether it is compiled, each built once."""
 
-    built: dict[tuple[str, str], tuple[LanguageModel, Part]] = field(default_factory=dict)
+    built: dict[tuple[str, str, bool], tuple[LanguageModel, Part]] = field(default_factory=dict)
 
     def of(self, task: Task) -> tuple[LanguageModel, Part]:
-        """The model of a cell and the metrics that it came with."""
+        """The model of a cell, and the metrics and notes that it came with."""
         cell = task.cell
-        if (cell.system, cell.quantize) not in self.built:
+        key = cell.system, cell.quantize, cell.compile
+        if key not in self.built:
             model = build(cell.system, cell.size, seed=cell.seed, **cell.overrides)
-            metrics = quantize(model, task)["metrics"] if cell.quantize != "none" else {}
-            self.built[cell.system, cell.quantize] = model, metrics
-        return self.built[cell.system, cell.quantize]
+            part: Part = {"metrics": {}, "notes": {}}
+            if cell.quantize != "none":
+                part |= quantize(model, task)
+            if cell.compile:
+                part |= compile_cell(model, task)
+            self.built[key] = model, part
+        return self.built[key]
 
 
 def measure(cells: Sequence[Cell], deadline: Deadline) -> Iterator[Part]:
@@ -232,18 +238,19 @@ def _group(tasks: Sequence[tuple[int, Task]], models: Models) -> Iterator[Part]:
     """Cells that are compared with each other: their rounds are interleaved."""
     courses, facts = list[Course](), list[tuple[LanguageModel, Part]]()
     for at, task in tasks:
-        model, metrics = models.of(task)
+        model, made = models.of(task)
         courses.append(Course(at, task, WORKLOADS[task.cell.workload](model, task)))
         courses[-1].workload.run()  # warms up: what is made once is made
-        facts.append((model, metrics))
+        facts.append((model, made))
     deadline, rounds = tasks[0][1].deadline, 0
     while rounds < ROUNDS or (deadline.left_s > 0 and not all(course.precise() for course in courses)):
         for course in courses:
             course.visit()
         rounds += 1
-    for course, (model, metrics) in zip(courses, facts, strict=True):
+    for course, (model, made) in zip(courses, facts, strict=True):
         part = course.part()
-        part["metrics"] |= {**metrics, "weights_bytes": model.weights_bytes()}
+        part["metrics"] |= {**made["metrics"], "weights_bytes": model.weights_bytes()}
+        part["notes"] |= made["notes"]
         yield {**part, "cell": {"backend": backend_of(model), "form": _form(model, course.task.cell)}}
 
 

@@ -231,7 +231,7 @@ def _shape(record: Record) -> tuple[int, int]:
 
 def _setting(record: Record) -> Row:
     cell, (d_model, n_layers) = record.cell, _shape(record)
-    name = cell.system if cell.quantize == "none" else f"{cell.system} {cell.quantize}"
+    name = cell.system + f" {cell.quantize}" * (cell.quantize != "none") + " compiled" * cell.compile
     plain = (f"{d_model} x {n_layers}", cell.dtype, cell.threads, cell.batch_size, cell.seq_len)
     return (_plain(name), *(_plain(value) for value in plain))
 

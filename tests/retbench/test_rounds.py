@@ -150,6 +150,20 @@ def test_int8_weights_stand_beside_the_same_weights_as_they_are() -> None:
 
 
 @pytest.mark.usefixtures("one_thread")
+def test_compiled_cells_stand_beside_the_same_cells_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = list[object]()
+    monkeypatch.setattr("retbench.measure.compile.compile_blocks", lambda model, *_: compiled.append(model))
+    cell = replace(CELL, workload="train_step")
+
+    plain, fast = parts(cell, replace(cell, compile=True))
+
+    assert len(compiled) == 1
+    assert fast["notes"]["compile_s"] >= 0
+    assert "compile_s" not in plain["notes"]
+    assert plain["notes"]["group"] == fast["notes"]["group"]
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_the_machine_alone_gets_every_limit() -> None:
     (part,) = parts(replace(CELL, system="machine", workload="limits"))
 
