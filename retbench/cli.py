@@ -29,7 +29,7 @@ def main() -> None:
 
 def make_app() -> typer.Typer:
     """The application, with a verb for every experiment."""
-    from retbench import compare, generate  # imported late: models is imported, which check_packages looks at first
+    from retbench import compare, gate_command, generate  # imported late: models, which check_packages looks at first
 
     app = typer.Typer(
         help="Measures RetNet against Transformers and regenerates the paper's tables and figures.",
@@ -41,6 +41,7 @@ def make_app() -> typer.Typer:
     app.command("list")(_list)
     app.command("generate", help=generate.__doc__)(generate.command)
     app.command("compare", help=compare.__doc__)(compare.command)
+    app.command("gate", help=gate_command.__doc__)(gate_command.command)
     peers = typer.Typer(help="Other projects' models, to be measured beside ours.", rich_markup_mode=None)
     peers.command("install")(_install_peers)
     app.add_typer(peers, name="peers")

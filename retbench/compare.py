@@ -21,7 +21,13 @@ if TYPE_CHECKING:
     from retbench.statistics import Interval
 
 FORMATS = ("table", "md", "csv", "json")
-TIMES = {"step_ns": "tpot_ms", "cpu_ns": "tpot_cpu_ms", "prefill_ns": "ttft_ms", "prefill_cpu_ns": "ttft_cpu_ms"}
+TIMES = {
+    "work_ns": "work_ms",
+    "step_ns": "tpot_ms",
+    "cpu_ns": "tpot_cpu_ms",
+    "prefill_ns": "ttft_ms",
+    "prefill_cpu_ns": "ttft_cpu_ms",
+}
 FEWEST_SAMPLES = 3  # that an interval is made of
 # The same code gives the same number: these are counted, not timed.
 EXACT = (
@@ -151,7 +157,7 @@ def exact_change(cell: Cell, metric: str, before: float, after: float) -> Change
 def groups(record: Record, name: str) -> list[list[int]]:
     """Samples by process where there were several, else by round, else all in one: what resembles each other."""
     samples = record.samples.get(name, [])
-    sizes = record.notes.get("process_samples")
+    sizes = record.notes.get("process_samples", {}).get(name)
     rounds = record.notes.get("rounds", 1)
     if sizes is None and rounds and len(samples) % rounds == 0:
         sizes = [len(samples) // rounds] * rounds

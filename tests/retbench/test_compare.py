@@ -95,19 +95,19 @@ def test_what_differs_and_what_is_missing_is_said() -> None:
 
 
 def test_sets_without_a_common_cell_are_refused() -> None:
-    with pytest.raises(UsageError, match="no cell is in both: retnet .* stand against lstm"):
+    with pytest.raises(UsageError, match=r"no cell is in both: retnet .* stand against lstm"):
         compare(held(measured(cell())), held(measured(cell("lstm"))))
 
 
 @pytest.mark.parametrize(
     ("notes", "sizes"),
-    [({}, [6]), ({"rounds": 3}, [2, 2, 2]), ({"rounds": 4}, [6]), ({"process_samples": [1, 5]}, [1, 5])],
+    [({}, [6]), ({"rounds": 3}, [2, 2, 2]), ({"rounds": 4}, [6]), ({"process_samples": {"step_ns": [1, 5]}}, [1, 5])],
 )
 def test_samples_that_resemble_each_other_are_grouped(notes: dict[str, Any], sizes: list[int]) -> None:
     found = groups(record(samples={"step_ns": [1, 2, 3, 4, 5, 6]}, notes=notes), "step_ns")
 
     assert [len(group) for group in found] == sizes
-    assert sum(found, []) == [1, 2, 3, 4, 5, 6]
+    assert [sample for group in found for sample in group] == [1, 2, 3, 4, 5, 6]
 
 
 def test_the_last_record_of_a_key_counts(tmp_path: Path) -> None:
