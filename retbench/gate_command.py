@@ -1,8 +1,8 @@
 """Decides whether this working tree is slower or needs more memory than a base, and says so by its exit status.
 
-0 ok or improved, 1 regressed, 2 bad input, 3 inconclusive, 4 nothing comparable, 5 a required cell failed. Base and head
-run in pairs of processes, one thread each on a CPU; times are CPU time there and event time on CUDA. What can be counted
-is compared to the byte.
+0 ok or improved, 1 regressed, 2 bad input, 3 inconclusive, 4 nothing comparable, 5 a required cell failed. Base and
+head run in pairs of processes, one thread each on a CPU; times are CPU time there and event time on CUDA. What can be
+counted is compared to the byte.
 """
 
 import os
@@ -44,7 +44,7 @@ Update = Annotated[bool, typer.Option("--update-baseline", help="Measure and wri
 Experiments = Annotated[str, typer.Option("--experiment", help=f"Comma-separated: {', '.join(WORKLOADS)}.")]
 Margin = Annotated[str, typer.Option(help="What is tolerated of times, such as 5%.")]
 Pairs = Annotated[
-    int, typer.Option(min=2, help="Pairs of processes before the first look; doubled while inconclusive.")
+    int, typer.Option(min=2, help="Pairs of processes before a first verdict; doubled while inconclusive.")
 ]
 Metrics = Annotated[str, typer.Option("--metric", help="Comma-separated: time and what is counted; all by default.")]
 Allow = Annotated[str, typer.Option(help="Counted metrics that may grow, comma-separated: an intended change.")]
@@ -157,10 +157,9 @@ def _check_conditions(baseline: Path, record: "Record", head: "Version") -> None
     if there["fingerprint"] == here["fingerprint"]:
         return
     names = [name for name in dict.fromkeys([*there, *here]) if name not in ("fingerprint", *NOT_IDENTIFYING)]
-    fields = [
-        f"{name} {there.get(name)} there, {here.get(name)} here" for name in names if there.get(name) != here.get(name)
-    ]
-    raise UsageError(f"{baseline} was measured under other conditions: {'; '.join(fields)}; use --base-ref")
+    both = [(name, there.get(name), here.get(name)) for name in names]
+    fields = "; ".join(f"{name} {one} there, {two} here" for name, one, two in both if one != two)
+    raise UsageError(f"{baseline} was measured under other conditions: {fields}; use --base-ref")
 
 
 def _decide(
@@ -174,9 +173,8 @@ def _decide(
     from retbench.store import Store, results_path
     from retbench.timing import Deadline
 
-    stores = {
-        version.name: Store(results_path(out, device.slug(), _EXPERIMENTS[version.name])) for version in gate.versions
-    }
+    paths = {name: results_path(out, device.slug(), experiment) for name, experiment in _EXPERIMENTS.items()}
+    stores = {version.name: Store(paths[version.name]) for version in gate.versions}
     for store in stores.values():
         store.check_writable()
     rows = gate.run(Deadline(budget_s), _say)
@@ -186,15 +184,13 @@ def _decide(
             side = course.base if version.name == "base" else course.head
             stores[version.name].append(side.record(_EXPERIMENTS[version.name], course.cell, version))
     title = f"{baseline or gate.versions[0].label} against {gate.versions[-1].label}: {_OUTCOMES[status]}"
-    notes = [
-        f"a time regressed where its ratio surely exceeds {1 + gate.margin:g}, by Holm's correction over all cells"
-    ]
-    table = gate_table(rows, title, [*notes, *backend_notes(gate.courses)])
+    rule = f"a time regressed where its ratio surely exceeds {1 + gate.margin:g}, by Holm's correction over all cells"
+    table = gate_table(rows, title, [rule, *backend_notes(gate.courses)])
     files = write_all(rows, table, out / "reports" / "gate", os.environ)
     render(table, cast(Format, output_format), sys.stdout)
     if os.environ.get("GITHUB_ACTIONS"):
         _say("\n".join(annotations(rows)))
-    _say(f"records: {stores['head'].path}; reports: {', '.join(map(str, files))}")
+    _say(f"records: {paths['head']}; reports: {', '.join(map(str, files))}")
     return status
 
 

@@ -183,12 +183,12 @@ class Gate:
                     cost_s = before_s - deadline.left_s
                     if deadline.left_s < cost_s:
                         break
-            now = judge_times({course.cell: course.pairs() for course in self.courses}, self.margin, look)
+            courses = {course.cell: course.pairs() for course in self.courses if course.verdict() is None}
+            now = judge_times(courses, self.margin, look)
             judged |= {cell: one for cell, one in now.items() if _open(judged.get(cell))}
             left = self._todo(judged, target * 2)
-            say(
-                f"look {look}: {len(left)} of {len(self.courses)} cells inconclusive, {max(deadline.left_s, 0):.0f} s left"
-            )
+            undecided = sum(_open(judged.get(cell)) for cell in courses)
+            say(f"look {look}: {undecided} of {len(courses)} cells inconclusive, {max(deadline.left_s, 0):.0f} s left")
             if not left or deadline.left_s < cost_s:
                 return judged
             look, target = look + 1, target * 2

@@ -45,11 +45,12 @@ def benchmark_json(rows: Sequence[Row]) -> str:
 
 def annotations(rows: Sequence[Row]) -> list[str]:
     """A workflow command for every row that is not well."""
-    return [
-        f"::{LEVELS[row.verdict]} title={_property(f'{row.verdict}: {cell_words(row.cell)}')}::{_data(change_words(row))}"
-        for row in rows
-        if row.verdict in LEVELS
-    ]
+    found = []
+    for row in rows:
+        if row.verdict in LEVELS:
+            title = _property(f"{row.verdict}, {cell_words(row.cell)}")
+            found.append(f"::{LEVELS[row.verdict]} title={title}::{_data(change_words(row))}")
+    return found
 
 
 def write_all(rows: Sequence[Row], table: Table, folder: Path, variables: Mapping[str, str]) -> list[Path]:

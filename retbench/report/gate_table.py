@@ -47,12 +47,12 @@ def change_words(row: Row) -> str:
 
 def backend_notes(courses: Sequence[Course]) -> list[str]:
     """Where the two versions chose another backend."""
-    both = [
-        (course.cell, course.base.resolved.get("backend"), course.head.resolved.get("backend")) for course in courses
-    ]
-    return [
-        f"{cell_words(cell)}: backend {one} in the base, {two} in head" for cell, one, two in both if one != two and one
-    ]
+    notes = []
+    for course in courses:
+        one, two = (side.resolved.get("backend") for side in (course.base, course.head))
+        if one and two and one != two:
+            notes.append(f"{cell_words(course.cell)}: backend {one} in the base, {two} in head")
+    return notes
 
 
 def _row(row: Row) -> tuple[Entry, ...]:
