@@ -189,7 +189,7 @@ class Gate:
             left = self._todo(judged, target * 2)
             undecided = sum(_open(judged.get(cell)) for cell in courses)
             say(f"look {look}: {undecided} of {len(courses)} cells inconclusive, {max(deadline.left_s, 0):.0f} s left")
-            if not left or deadline.left_s < cost_s:
+            if not left or deadline.left_s <= cost_s:
                 return judged
             look, target = look + 1, target * 2
 

@@ -35,35 +35,35 @@ class Version:
         return f"{commit} with uncommitted changes" if self.environment["dirty"] else commit
 
 
-def head(folder: Path, device: Device, threads: int, source: Path = ROOT) -> Version:
+def head(folder: Path, device: Device, threads: int) -> Version:
     """The working tree as it is now, copied, so that it may be edited while it is measured."""
-    root = _assembled(source, folder / "head")
+    root = _assembled(ROOT, folder / "head")
     return Version("head", root, sys.executable, capture(device, threads))
 
 
-def base(ref: str, folder: Path, device: Device, threads: int, source: Path = ROOT) -> Version:
+def base(ref: str, folder: Path, device: Device, threads: int) -> Version:
     """The commit of ``ref``, by a git worktree that is gone when this returns; UsageError where there is none."""
-    commit = resolve(ref, source)
+    commit = resolve(ref)
     tree = folder / "tree"
     try:
-        _git(source, "worktree", "add", "--quiet", "--detach", str(tree), commit)
-        root, python = _assembled(tree, folder / "base"), _python(tree, source)
+        _git("worktree", "add", "--quiet", "--detach", str(tree), commit)
+        root, python = _assembled(tree, folder / "base"), _python(tree)
     finally:
         for arguments in (("remove", "--force", str(tree)), ("prune",)):
-            _run(["git", "-C", str(source), "worktree", *arguments])
+            _run(["git", "-C", str(ROOT), "worktree", *arguments])
     environment = {**capture(device, threads), "commit": commit, "dirty": False, "code": code_hash(root)}
     return Version("base", root, python, environment)
 
 
-def resolve(ref: str, source: Path = ROOT) -> str:
+def resolve(ref: str) -> str:
     """The commit that a ref names; UsageError where there is none, or no repository."""
-    if not (source / ".git").exists():
-        raise UsageError(f"--base-ref needs a git checkout, which {source} is not: use --baseline FILE")
-    command = ["git", "-C", str(source), "rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}"]
+    if not (ROOT / ".git").exists():
+        raise UsageError(f"--base-ref needs a git checkout, which {ROOT} is not: use --baseline FILE")
+    command = ["git", "-C", str(ROOT), "rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}"]
     done = _run(command)
     if done.returncode:
         said = done.stderr.strip() or "a shallow clone lacks most: git fetch it first"
-        raise UsageError(f"--base-ref {ref!r} is no commit of {source}; {said}")
+        raise UsageError(f"--base-ref {ref!r} is no commit of {ROOT}; {said}")
     return done.stdout.strip()
 
 
@@ -76,10 +76,10 @@ def _assembled(source: Path, target: Path) -> Path:
     return target
 
 
-def _python(tree: Path, source: Path) -> str:
+def _python(tree: Path) -> str:
     """This Python or, where a version depends on other packages, that of an environment which has them."""
     wanted = dependencies(tree)
-    if wanted == dependencies(source):
+    if wanted == dependencies(ROOT):
         return sys.executable
     venv = Venv("gate", wanted)
     venv.install()
@@ -95,8 +95,8 @@ def dependencies(tree: Path) -> list[str]:
         raise UsageError(f"{tree / 'pyproject.toml'} names no dependencies: {error}") from error
 
 
-def _git(source: Path, *arguments: str) -> None:
-    done = _run(["git", "-C", str(source), *arguments])
+def _git(*arguments: str) -> None:
+    done = _run(["git", "-C", str(ROOT), *arguments])
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["it said nothing"]
         raise UsageError(f"git {' '.join(arguments[:2])} failed: {lines[-1]}")
