@@ -256,12 +256,25 @@ def test_a_baseline_is_not_replaced_by_a_run_that_failed(run: Run, processes: Pr
 
 # ---- for real ----
 
+TINY_GATE = (sys.executable, "-m", "retbench", "gate", "--base-ref", "HEAD", "--size", "tiny", "--seq-len", "32")
+
 
 @pytest.mark.slow
 def test_a_gate_of_this_checkout_against_itself_does_not_regress(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "retbench", "gate", "--base-ref", "HEAD", "--size", "tiny", "--seq-len", "32"]
-        + ["--systems", "retnet", "--pairs", "6", "--budget", "100s", "--margin", "50%", "--out", str(tmp_path)],
+        [
+            *TINY_GATE,
+            "--systems",
+            "retnet",
+            "--pairs",
+            "6",
+            "--budget",
+            "100s",
+            "--margin",
+            "50%",
+            "--out",
+            str(tmp_path),
+        ],
         capture_output=True,
         text=True,
         check=False,
@@ -274,8 +287,8 @@ def test_a_gate_of_this_checkout_against_itself_does_not_regress(tmp_path: Path)
 @pytest.mark.slow
 def test_a_cancelled_gate_leaves_nothing(tmp_path: Path) -> None:
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    command = [sys.executable, "-m", "retbench", "gate", "--base-ref", "HEAD", "--size", "tiny", "--seq-len", "32"]
-    with subprocess.Popen(command + ["--out", str(tmp_path)], env=environment, stderr=subprocess.PIPE) as process:
+    command = [*TINY_GATE, "--out", str(tmp_path)]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
         process.stderr.readline()  # a cell is counted
         process.send_signal(signal.SIGTERM)
