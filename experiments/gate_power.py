@@ -175,7 +175,7 @@ def _log_ratios(base: "Side", head: "Side") -> "np.ndarray":
     from retbench.gate import Pair, log_ratios
 
     both = zip(base.processes, head.processes, strict=False)
-    return log_ratios([Pair(one.work_ns, two.work_ns) for one, two in both])
+    return log_ratios([Pair(one.relative(), two.relative()) for one, two in both])
 
 
 def _median_ratio(ratios: "np.ndarray") -> float:

@@ -30,14 +30,15 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Process:
-    """What one process measured of a cell: calls of it, and the reference workload in between."""
+    """What one process measured of a cell: calls of it, as many after each call of the reference workload."""
 
     work_ns: Sequence[int]
     reference_ns: Sequence[int]
 
     def relative(self) -> list[float]:
-        """The calls as multiples of the reference workload."""
-        return [ns / float(np.median(self.reference_ns)) for ns in self.work_ns]
+        """The calls as multiples of the reference workload beside them: what slowed both down is gone."""
+        calls = len(self.work_ns) // len(self.reference_ns)
+        return [ns / self.reference_ns[at // calls] for at, ns in enumerate(self.work_ns)]
 
 
 @dataclass
@@ -114,11 +115,9 @@ class Course:
     stored: bool = False
 
     def pairs(self) -> list[Pair]:
-        """Processes side by side. A stored base ran at another time: the reference workload takes out the drift."""
+        """Processes side by side, each relative to its reference: that also takes out the drift since a stored base."""
         both = zip(self.base.processes, self.head.processes, strict=False)
-        if self.stored:
-            return [Pair(base.relative(), head.relative()) for base, head in both]
-        return [Pair(base.work_ns, head.work_ns) for base, head in both]
+        return [Pair(base.relative(), head.relative()) for base, head in both]
 
     def verdict(self) -> Verdict | None:
         """What is known before numbers are compared: a failure, or a cell that the base has never measured."""

@@ -6,17 +6,15 @@ A gate compares many such processes of two versions, since processes differ more
 from collections.abc import Callable
 from functools import partial
 
-from torch.utils.flop_counter import FlopCounterMode
-
 from models.language_model import LanguageModel, State
 from retbench.measure import Model, Part, Task, train_step
 from retbench.measure.reference import VERSION, make_reference
 from retbench.timing import sample
 
-ROUNDS = 5  # of the reference workload and the cell in turn
+ROUNDS = 10  # of the reference workload and the cell in turn
 WARM_UP = 3
 TIMED_S = 0.4  # of all timed calls together, roughly
-MOST_CALLS = 20  # of a round
+MOST_CALLS = 10  # of a round
 
 
 def time_calls(model: Model, task: Task) -> Part:
@@ -50,6 +48,8 @@ def count(model: Model, task: Task) -> Part:
     if task.cell.workload == "decode" and model.decode_backend != "torch" and isinstance(model, LanguageModel):
         model.decode_backend = "torch"
         metrics |= {f"torch_{name}": value for name, value in _memory(model, task).items() if name != "state_bytes"}
+    from torch.utils.flop_counter import FlopCounterMode  # here, since timed processes shall start fast
+
     with FlopCounterMode(display=False) as counter:
         _call(model, task)()
     return {"metrics": {**metrics, "flops": counter.get_total_flops()}}
