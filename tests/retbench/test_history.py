@@ -45,7 +45,7 @@ def test_steps_are_found_where_they_are(levels: list[float], expected: list[int]
 
 
 def test_noise_alone_hardly_ever_makes_a_step() -> None:
-    assert sum(bool(steps(noisy([1.0] * 16, seed, noise=0.15))) for seed in range(30)) <= 1
+    assert sum(bool(steps(noisy([1.0] * 16, seed, noise=0.15))) for seed in range(30)) <= 2
 
 
 @pytest.mark.parametrize("unit", [1e-3, 7.0])
