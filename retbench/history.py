@@ -16,11 +16,12 @@ from retbench.compare import Format, check_format, requested
 from retbench.errors import UsageError
 from retbench.record import Record
 from retbench.spec import Cell
-from retbench.statistics import Interval, median_interval
 from retbench.store import Store
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from retbench.statistics import Interval
 
 SMALLEST_STEP = 0.05  # relative: what is less is not marked
 FEWEST_RUNS = 3  # before and after a step
@@ -37,7 +38,7 @@ class Run:
 
     created_at: str
     commit: str
-    relative: Interval
+    relative: "Interval"
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,7 @@ def _clearest(logs: "np.ndarray") -> tuple[int, int, float]:
 
 def _run(record: Record) -> Run:
     from retbench.gate_run import Side
+    from retbench.statistics import median_interval
 
     relative = median_interval([process.relative() for process in Side.of(record).processes])
     return Run(record.created_at, str(record.environment.get("commit"))[:12], relative)
