@@ -102,7 +102,7 @@ def test_the_table_tells_false_alarms_and_power(
     rows = json.loads(capsys.readouterr().out)["gate_power"]["rows"]
     (path,) = tmp_path.glob("results/*/gate_power.jsonl")
     assert status == 0
-    assert [(row["rounds"], row["same"]) for row in rows] == [(7, 0), (7, 0)]
+    assert [(row["rounds"], row["same"]) for row in rows] == [(13, 0), (13, 0)]
     assert all(row["slower by 25 %"] == 1 and row["slower by 10 %"] > 0.9 for row in rows)
     assert {record.experiment for record in Store(path).read().records} == {
         f"gate_power, {name}" for name in (*SAME, *SLOWDOWNS)
