@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from retbench import isolate
-from retbench.compare import EXACT
 from retbench.environment import sha256
+from retbench.errors import UsageError
 from retbench.gate import Judged, Pair, Verdict, judge_count, judge_times
 from retbench.isolate import Outcome
 from retbench.record import Record, Status
@@ -20,7 +20,17 @@ from retbench.statistics import median_interval
 from retbench.timing import Deadline
 
 TIME = "time"  # the timed metric; the others are counted
-METRICS = (TIME, *EXACT)
+COUNTED = (
+    "parameters",
+    "flops",
+    "weights_bytes",
+    "state_bytes",
+    "peak_memory_bytes",
+    "allocated_bytes",
+    "torch_peak_memory_bytes",
+    "torch_allocated_bytes",
+)
+METRICS = (TIME, *COUNTED)
 PROCESS_S = 300.0  # beyond it a process hangs
 SERIES = ("work_ns", "reference_ns")
 
@@ -34,6 +44,10 @@ class Process:
 
     work_ns: Sequence[int]
     reference_ns: Sequence[int]
+
+    def __post_init__(self) -> None:
+        if not self.reference_ns or not self.work_ns or len(self.work_ns) % len(self.reference_ns):
+            raise ValueError(f"{len(self.work_ns)} calls beside {len(self.reference_ns)} of the reference")
 
     def relative(self) -> list[float]:
         """The calls as multiples of the reference workload beside them: what slowed both down is gone."""
@@ -98,10 +112,13 @@ class Side:
 
     @classmethod
     def of(cls, record: Record) -> "Side":
-        """What a stored record of a gate says."""
-        series = [_split(record.samples[name], record.notes["process_samples"][name]) for name in SERIES]
-        processes = [Process(*both) for both in zip(*series, strict=True)]
-        counts = {name: record.metrics[name] for name in EXACT if name in record.metrics}
+        """What a stored record of a gate says; UsageError where it is none."""
+        try:
+            series = [_split(record.samples[name], record.notes["process_samples"][name]) for name in SERIES]
+            processes = [Process(*both) for both in zip(*series, strict=True)]
+        except (KeyError, TypeError, ValueError) as error:
+            raise UsageError(f"the record of {record.cell.label} is none of a gate: {error!r}") from error
+        counts = {name: record.metrics[name] for name in COUNTED if name in record.metrics}
         return cls([counts], processes, notes=record.notes, status=record.status, reason=record.reason)
 
 
@@ -250,5 +267,8 @@ def _open(judged: Judged | None) -> bool:
 
 
 def _split(samples: Sequence[int], sizes: Sequence[int]) -> list[Sequence[int]]:
+    """Samples cut into pieces of these sizes; ValueError where they do not fit."""
     ends = list(accumulate(sizes))
+    if ends[-1:] != [len(samples)] and samples:
+        raise ValueError(f"{len(samples)} samples of processes with {sizes}")
     return [samples[end - size : end] for end, size in zip(ends, sizes, strict=True)]

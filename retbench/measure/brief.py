@@ -11,9 +11,9 @@ from retbench.measure import Model, Part, Task, train_step
 from retbench.measure.reference import VERSION, make_reference
 from retbench.timing import sample
 
-ROUNDS = 10  # of the reference workload and the cell in turn
+ROUNDS = 20  # of the reference workload and the cell in turn
 WARM_UP = 3
-TIMED_S = 0.4  # of all timed calls together, roughly
+TIMED_S = 0.8  # of all timed calls together, roughly
 MOST_CALLS = 10  # of a round
 
 

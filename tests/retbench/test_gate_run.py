@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from retbench.compare import groups
+from retbench.errors import UsageError
 from retbench.gate_run import METRICS, Course, Gate, Row, Side, measure_alone
 from retbench.isolate import Outcome
 from retbench.record import Record
@@ -179,6 +180,18 @@ def test_a_stored_base_is_compared_relative_to_the_reference_workload(factor: fl
 
     assert rows["time"].verdict == verdict
     assert rows["state_bytes"].verdict == "ok"
+
+
+@pytest.mark.parametrize(
+    "notes", [{}, {"process_samples": {"work_ns": [3], "reference_ns": [1]}}, {"process_samples": 3}], ids=repr
+)
+def test_a_record_that_is_none_of_a_gate_is_refused(notes: dict[str, object]) -> None:
+    of = gate()
+    run(of, Processes())
+    record = replace(of.courses[0].head.record("gate", CELL, VERSIONS[1]), notes=notes)
+
+    with pytest.raises(UsageError, match=r"the record of retnet tiny, .* is none of a gate"):
+        Side.of(record)
 
 
 def test_a_stored_base_has_no_more_pairs_than_processes() -> None:
