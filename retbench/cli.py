@@ -29,7 +29,8 @@ def main() -> None:
 
 def make_app() -> typer.Typer:
     """The application, with a verb for every experiment."""
-    from retbench import generate  # imported late: it imports models, which check_packages looks at first
+    # Imported late: they import models, which check_packages looks at first.
+    from retbench import compare, doctor, gate_command, generate, history
 
     app = typer.Typer(
         help="Measures RetNet against Transformers and regenerates the paper's tables and figures.",
@@ -39,7 +40,11 @@ def make_app() -> typer.Typer:
     )
     app.callback()(_options)
     app.command("list")(_list)
+    app.command("history", help=history.__doc__)(history.command)
     app.command("generate", help=generate.__doc__)(generate.command)
+    app.command("compare", help=compare.__doc__)(compare.command)
+    app.command("env", help=doctor.__doc__)(doctor.command)
+    app.command("gate", help=gate_command.__doc__)(gate_command.command)
     peers = typer.Typer(help="Other projects' models, to be measured beside ours.", rich_markup_mode=None)
     peers.command("install")(_install_peers)
     app.add_typer(peers, name="peers")

@@ -30,12 +30,14 @@ class Outcome:
     messages: list[dict[str, Any]]
 
 
-def run_worker(request: dict[str, Any], threads: int, timeout_s: float, python: str = sys.executable) -> Outcome:
-    """Runs ``retbench.worker`` with the recorded variables set and our own packages first on its path.
+def run_worker(
+    request: dict[str, Any], threads: int, timeout_s: float, python: str = sys.executable, root: Path | None = None
+) -> Outcome:
+    """Runs ``retbench.worker`` with the recorded variables set and our own packages, or those of ``root``, found first.
 
     The Python of a peer finds them last, by itself: where ours lie beside others, those must not hide the peer's.
     """
-    ours = [str(ROOT)] if python == sys.executable else []
+    ours = [str(root or ROOT)] if root or python == sys.executable else []
     path = os.pathsep.join(filter(None, [*ours, os.environ.get("PYTHONPATH", "")]))
     variables = {**os.environ, **child_variables(threads), "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
     variables["PYTHONUNBUFFERED"] = "1"  # what a dying child said must be in its log

@@ -1,6 +1,7 @@
 """What came out: one record a cell, one JSON object a line, schema versioned."""
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
@@ -9,6 +10,12 @@ from retbench.spec import Cell
 SCHEMA_VERSION = 1
 
 Status = Literal["ok", "oom", "timeout", "killed", "unsupported", "error", "skipped"]
+
+
+Data = dict[str, Any]
+
+# An older version -> what turns its data into those of the next one; version 1 is the first.
+MIGRATIONS: Mapping[int, Callable[[Data], Data]] = {}
 
 
 class RecordError(ValueError):
@@ -61,16 +68,22 @@ class Record:
     def from_json(cls, line: str) -> "Record":
         """The record of a line; raises RecordError that says what is wrong. Unknown fields are ignored."""
         try:
-            data = json.loads(line, parse_constant=_no_constant)
-            version = data["schema_version"]
-            if version != SCHEMA_VERSION:
-                raise RecordError(f"schema version {version}, this retbench reads {SCHEMA_VERSION}")
+            data = _migrated(json.loads(line, parse_constant=_no_constant))
             known = {name: data[name] for name in cls.__dataclass_fields__ if name in data}
             return cls(**{**known, "cell": Cell.from_dict(data["cell"])})
         except RecordError:
             raise
         except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
             raise RecordError(f"not a record: {error!r}") from error
+
+
+def _migrated(data: Data) -> Data:
+    """Data of the current version; RecordError for a newer version, or an older one that nothing leads from."""
+    while (version := data["schema_version"]) != SCHEMA_VERSION:
+        if version not in MIGRATIONS:
+            raise RecordError(f"schema version {version}, this retbench reads {SCHEMA_VERSION}")
+        data = {**MIGRATIONS[version](data), "schema_version": version + 1}
+    return data
 
 
 def _no_constant(name: str) -> None:

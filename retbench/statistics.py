@@ -51,22 +51,37 @@ def slope_interval(positions: Sequence[float], groups: Sequence[Sequence[Sequenc
     return Interval(float(slope(measured)), float(low), float(high))
 
 
+def ratio_interval(before: Sequence[Sequence[float]], after: Sequence[Sequence[float]]) -> Interval:
+    """Median of ``after`` / median of ``before``, which share no moments; the bootstrap is that of median_interval."""
+    ratios = np.median(_resampled(after, seed=1), axis=1) / np.median(_resampled(before), axis=1)
+    draws = min(len(groups) if len(groups) > 1 else len(groups[0]) for groups in (before, after))
+    low, high = np.percentile(ratios, _tails(draws))
+    first, second = (np.median(np.concatenate([np.asarray(group) for group in groups])) for groups in (before, after))
+    return Interval(float(second / first), float(low), float(high))
+
+
 def percentile(samples: Sequence[float], rank: int) -> float | None:
     """The percentile, or None when there are too few samples to see it."""
     return float(np.percentile(samples, rank)) if len(samples) >= MINIMUM_SAMPLES[rank] else None
 
 
-def _tails(draws: int) -> list[float]:
-    """The percentiles of a bootstrap of ``draws`` groups that bound 95 %.
+def expanded_tail(draws: int, share: float) -> float:
+    """What to cut off one end of a bootstrap of ``draws`` groups so that the truth lies beyond with odds of ``share``.
 
-    A bootstrap of few groups is too narrow, so 2.5 and 97.5 would bound less: expanded percentiles after Hesterberg
-    2015, "What Teachers Should Know About the Bootstrap", with Student's quantile from its Cornish-Fisher series.
+    A bootstrap of few groups is too narrow, so ``share`` itself would cut off more: expanded percentiles after
+    Hesterberg 2015, "What Teachers Should Know About the Bootstrap", with Student's quantile from its Cornish-Fisher
+    series.
     """
     if draws < 2:
-        return [0.0, 100.0]
-    freedom, z = draws - 1, NormalDist().inv_cdf(0.975)
+        return 0.0
+    freedom, z = draws - 1, NormalDist().inv_cdf(1 - share)
     student = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
-    tail = 100 * NormalDist().cdf(-math.sqrt(draws / freedom) * student)
+    return NormalDist().cdf(-math.sqrt(draws / freedom) * student)
+
+
+def _tails(draws: int) -> list[float]:
+    """The percentiles of a bootstrap of ``draws`` groups that bound 95 %."""
+    tail = 100 * expanded_tail(draws, 0.025)
     return [tail, 100 - tail]
 
 

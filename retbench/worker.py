@@ -148,7 +148,32 @@ def _bad_input(cell: Cell, error: ValueError) -> dict[str, Any]:
     return {"bad_input": f"{cell.label}: {error}"}
 
 
-_TASKS = {"measure": _measure, "rounds": _rounds, "predict": _predict, "describe": _describe}
+def _brief(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """One side of a pair of the gate: timed calls or, as ``part`` says, what can be counted."""
+    import torch
+
+    from retbench.measure import TORCH_DTYPES, Task, backend_of, brief
+
+    cell = Cell.from_dict(request["cell"])
+    torch.set_num_threads(cell.threads)
+    torch.set_default_dtype(TORCH_DTYPES[cell.dtype])
+    part = {"timed": brief.time_calls, "counted": brief.count}[request["part"]]
+    usage, steal, deadline = resource.getrusage(resource.RUSAGE_SELF), _steal_ticks(), Deadline(0.0)
+    with torch.inference_mode(cell.workload != "train_step"), torch.device(cell.device):
+        model = _model(cell)
+        yield {"cell": {"backend": backend_of(model), "form": model.decode_form}}
+        yield part(model, Task(cell, find_device(cell.device), deadline, {}))
+    switches = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - usage.ru_nivcsw
+    yield {
+        "interference": {
+            "load_average": os.getloadavg()[0],
+            "stolen_share": _stolen_s(steal) / -deadline.left_s,
+            "involuntary_context_switches": switches,
+        }
+    }
+
+
+_TASKS = {"measure": _measure, "brief": _brief, "rounds": _rounds, "predict": _predict, "describe": _describe}
 
 
 def _failure(error: Exception) -> dict[str, str]:

@@ -20,7 +20,7 @@ Step = Callable[["Tensor"], object]  # tokens (B,), through a state that it is b
 
 @dataclass(frozen=True)
 class MemoryPeak:
-    """Bytes that a run added at its peak, and the device's own counters beside them."""
+    """Bytes that a run added at its peak, and the device's own counters beside them: ``allocated_bytes`` in all."""
 
     tensor_bytes: int
     counters: dict[str, int]
@@ -58,6 +58,9 @@ class Device(Protocol):
 
     def limit_memory(self, limit_bytes: int) -> None:
         """Bounds what this process may still allocate; beyond it allocation fails."""
+
+    def work_ns(self, run: Callable[[], object]) -> int:
+        """Nanoseconds of the device's work in one call, as free as can be from what others do meanwhile."""
 
     def peak_memory(self, prepare: Callable[[], T], run: Callable[[T], object]) -> MemoryPeak:
         """Peak bytes of the tensors made by ``prepare`` and ``run``, while ``run`` runs. Never part of a timing."""

@@ -78,6 +78,12 @@ class Cpu:
         held = int(re.findall(r"VmData:\s*(\d+) kB", _read("/proc/self/status"))[0]) * 1024
         resource.setrlimit(resource.RLIMIT_DATA, (held + limit_bytes, held + limit_bytes))
 
+    def work_ns(self, run: Callable[[], object]) -> int:
+        """CPU time of the process, which stands still while others have the processor."""
+        from retbench.timing import sample
+
+        return sample(run, self).cpu_ns
+
     def peak_memory(self, prepare: Callable[[], T], run: Callable[[T], object]) -> MemoryPeak:
         """Exact: the profiler sees every allocation of torch. VmHWM, the kernel's peak, stands beside it."""
         from torch.profiler import ProfilerActivity, profile, record_function
@@ -93,11 +99,12 @@ class Cpu:
         begin = next(event.start_ns() for event in events if event.name() == MEASURED)
         memory = sorted(((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"), key=lambda e: e[0])
         live = peak = sum(nbytes for start_ns, nbytes in memory if start_ns < begin)
+        allocated = sum(nbytes for start_ns, nbytes in memory if start_ns >= begin and nbytes > 0)
         for start_ns, nbytes in memory:
             if start_ns >= begin:
                 live += nbytes
                 peak = max(peak, live)
-        return MemoryPeak(peak, {"vm_hwm_bytes": high_water})
+        return MemoryPeak(peak, {"vm_hwm_bytes": high_water, "allocated_bytes": allocated})
 
     def faster_steps(self, model: object, state: "State") -> dict[str, Step]:
         return {}

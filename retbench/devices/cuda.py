@@ -69,6 +69,18 @@ class Cuda:
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, limit_bytes / total))
 
+    def work_ns(self, run: Callable[[], object]) -> int:
+        """Time between two events on the stream, the device idle before."""
+        import torch
+
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        torch.cuda.synchronize()
+        begin.record()
+        run()
+        end.record()
+        torch.cuda.synchronize()
+        return round(1e6 * float(begin.elapsed_time(end)))
+
     def peak_memory(self, prepare: Callable[[], T], run: Callable[[T], object]) -> MemoryPeak:
         """Peak of what torch's allocator handed out since before ``prepare``; reserved and NVML stand beside it."""
         import torch
@@ -77,10 +89,12 @@ class Cuda:
         prepared = prepare()
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
+        allocated = _allocated_bytes()
         run(prepared)
         torch.cuda.synchronize()
         pynvml, handle = self._nvml()
         counters = {
+            "allocated_bytes": _allocated_bytes() - allocated,
             "cuda_allocated_bytes": torch.cuda.max_memory_allocated(),
             "cuda_reserved_bytes": torch.cuda.max_memory_reserved(),
             "nvml_used_bytes": int(pynvml.nvmlDeviceGetMemoryInfo(handle).used),
@@ -113,6 +127,13 @@ def _nvml_error() -> type[Exception]:
 
     error: type[Exception] = pynvml.NVMLError
     return error
+
+
+def _allocated_bytes() -> int:
+    """All bytes that torch's allocator has handed out so far."""
+    import torch
+
+    return int(torch.cuda.memory_stats()["allocated_bytes.all.allocated"])
 
 
 def _text(value: str | bytes) -> str:

@@ -54,6 +54,9 @@ class Clock:
     def monotonic(self) -> float:
         return self.now_ns / 1e9
 
+    def pass_100_ms(self) -> None:
+        self.now_ns += 10**8
+
     def synchronize(self) -> None:
         """A device's part: notes when it was called."""
         self.synchronized_at.append(self.now_ns)

@@ -6,6 +6,7 @@ import platform
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -54,6 +55,37 @@ def test_the_peak_is_that_of_what_lives_at_the_same_time() -> None:
         floats(900)
 
     assert peak_of(lambda: None, run) == 1500 * FLOAT
+
+
+def test_all_bytes_that_a_run_allocates_are_counted() -> None:
+    peak = CPU.peak_memory(lambda: floats(1000), lambda _: [floats(10).nbytes for _ in range(3)])
+
+    assert peak.counters["allocated_bytes"] == 30 * FLOAT
+
+
+def test_work_on_the_cpu_is_time_of_the_processor() -> None:
+    assert CPU.work_ns(lambda: time.sleep(0.05)) < 40_000_000
+
+
+def test_work_on_a_gpu_is_the_time_between_two_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            order.append("record")
+
+        def elapsed_time(self, end: "Event") -> float:
+            assert end is not self
+            return 1.5  # ms
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: order.append("synchronize"))
+
+    assert CUDA.work_ns(lambda: order.append("run")) == 1_500_000
+    assert order == ["synchronize", "record", "run", "record", "synchronize"]
 
 
 def test_what_is_prepared_counts_while_it_lives() -> None:
@@ -427,11 +459,13 @@ def test_the_peak_on_a_gpu_is_above_what_was_there_before(nvml: Nvml, monkeypatc
     ):
         monkeypatch.setattr(torch.cuda, name, noting(order, name, value))
 
+    handed_out = iter([7000, 9500])
+    monkeypatch.setattr(torch.cuda, "memory_stats", lambda: {"allocated_bytes.all.allocated": next(handed_out)})
+
     peak = CUDA.peak_memory(lambda: order.append("prepare"), lambda _: order.append("run"))
 
-    assert peak == MemoryPeak(
-        4000, {"cuda_allocated_bytes": 5000, "cuda_reserved_bytes": 8000, "nvml_used_bytes": 2**30}
-    )
+    own = {"cuda_allocated_bytes": 5000, "cuda_reserved_bytes": 8000, "nvml_used_bytes": 2**30}
+    assert peak == MemoryPeak(4000, {"allocated_bytes": 2500, **own})
     assert order.index("memory_allocated") < order.index("prepare") < order.index("reset_peak_memory_stats")
     assert order.index("reset_peak_memory_stats") < order.index("run") < order.index("max_memory_allocated")
     assert order[order.index("run") + 1] == "synchronize"

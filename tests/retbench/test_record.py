@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from retbench import record as record_module
 from retbench.record import SCHEMA_VERSION, Record, RecordError, Status
 from tests.retbench import EXAMPLE
 
@@ -91,6 +92,18 @@ def test_optional_fields_of_an_older_writer_may_be_missing() -> None:
 def test_another_schema_version_is_named() -> None:
     with pytest.raises(RecordError, match=f"schema version 99, this retbench reads {SCHEMA_VERSION}"):
         Record.from_json(edited(lambda data: data.update(schema_version=99)))
+
+
+def test_an_older_schema_version_is_migrated_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = {-1: lambda data: {**data, "experiment": "renamed"}, 0: lambda data: {**data, "key": data["experiment"]}}
+    monkeypatch.setattr(record_module, "MIGRATIONS", steps)
+
+    assert Record.from_json(edited(lambda data: data.update(schema_version=-1))).key == "renamed"
+
+
+def test_an_older_schema_version_that_nothing_leads_from_is_refused() -> None:
+    with pytest.raises(RecordError, match=f"schema version 0, this retbench reads {SCHEMA_VERSION}"):
+        Record.from_json(edited(lambda data: data.update(schema_version=0)))
 
 
 @pytest.mark.parametrize("status", ["fine", "OK", None, 1, ["ok"]])
