@@ -8,7 +8,7 @@ A system's file gives a token mixer and the state that the mixer keeps while dec
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar, Literal, Protocol, Self, cast, get_args
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, Self, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,11 @@ from torch import Tensor, nn
 from models.config import Config
 from models.linear import Linear, onednn_refusal
 from models.native.decoder import Decoder, MixerShape
+from models.parallel import Split
 from models.rotary import inverse_frequencies, rotation
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 DecodeBackend = Literal["native", "torch"]
 
@@ -138,6 +142,10 @@ class Mixer(nn.Module):
         Such a step takes its position as a tensor, and keeps all that it remembers in tensors updated in place.
         """
         return 0
+
+    def split(self) -> Split:
+        """How several ranks share this mixer out; raises NotImplementedError that says why they cannot."""
+        raise NotImplementedError(f"no tensor parallelism: {type(self).__name__} does not say how it is split")
 
 
 class FeedForward(nn.Module):
@@ -317,6 +325,13 @@ class LanguageModel(nn.Module):
             x = block.step(x, positions, layer_state)
         logits: Tensor = self.head(self.norm(x))
         return logits
+
+    def keep_part_(self, mesh: "DeviceMesh") -> None:
+        """After the weights were split between ranks: makes the mixers count the heads or channels of one of them."""
+        self._decode_natively = False
+        for mixer in (block.mixer for block in self.blocks):
+            for name in mixer.split().counts:
+                setattr(mixer, name, getattr(mixer, name) // mesh.size())
 
     def _native_decoder(self) -> Decoder | None:
         if self._decoder is None:

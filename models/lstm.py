@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from models.config import Config
 from models.language_model import LanguageModel, LayerState, Mixer, Positions, state_dtype
+from models.parallel import Split
 
 SYSTEMS = {
     "lstm": {
@@ -86,6 +87,12 @@ class LSTMMixer(Mixer):
         dtypes = (weight.dtype, state_dtype(weight.dtype))
         output, cell = (torch.zeros(batch_size, self.d_model, dtype=dtype, device=weight.device) for dtype in dtypes)
         return LSTMState(output, cell)
+
+    def split(self) -> Split:
+        raise NotImplementedError(
+            "no tensor parallelism: every channel of an LSTM reads all of the last output, which ranks would have to "
+            "exchange at every position"
+        )
 
 
 class LSTM(LanguageModel):

@@ -1,0 +1,151 @@
+"""One model on several devices: tensor parallelism, whole heads a rank, and FSDP, a part of every parameter a rank.
+
+Both change a model in place, before its first forward pass and before an optimizer sees its parameters. Every rank has
+built the same whole model; it keeps its part. Torch's DTensor does the splitting and the communication.
+"""
+
+# B batch, T positions, D model dim, V vocabulary
+
+from dataclasses import dataclass
+from functools import reduce
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+    from models.language_model import LanguageModel
+
+
+@dataclass(frozen=True)
+class Split:
+    """How the ranks of tensor parallelism share a mixer out: heads, or independent channels, stay whole.
+
+    The names are those of the mixer's attributes, modules and parameters.
+    """
+
+    counts: tuple[str, ...]  # how many heads or channels there are: each rank has an equal number
+    columns: tuple[str, ...]  # projections that give a rank's own channels, head by head, from all channels
+    rows: tuple[str, ...]  # projections from a rank's own channels to all channels
+    parameters: tuple[str, ...] = ()  # with a head or channel in the first dimension
+    fused: tuple[str, ...] = ()  # modules among them whose first dimension is ``fused_count`` such, one after the other
+    fused_count: int = 1
+    only_projections: bool = True  # nothing but the columns reads the input of the mixer
+
+
+def tensor_parallel_(model: "LanguageModel", mesh: "DeviceMesh") -> None:
+    """Leaves to each rank of a 1-d mesh its heads, its part of each FFN and of the vocabulary; the norms stay whole.
+
+    The model still takes all tokens (B, T) and gives all logits (B, T, V), on every rank the same.
+    Raises ValueError for a number of ranks that does not divide what is shared out, and NotImplementedError where a
+    system's mixer cannot be split; the model is then unchanged.
+    """
+    from torch.distributed.tensor import Replicate
+    from torch.distributed.tensor.parallel import (
+        ColwiseParallel,
+        ParallelStyle,
+        PrepareModuleInput,
+        RowwiseParallel,
+        parallelize_module,
+    )
+
+    check_degree(model, mesh.size())
+    split = model.blocks[0].mixer.split()
+    plan: dict[str, ParallelStyle] = {
+        "ffn.up_proj": ColwiseParallel(),
+        "ffn.gate_proj": ColwiseParallel(),
+        "ffn.down_proj": RowwiseParallel(),
+        # Once for all projections that read it: their gradients are then added up before the ranks' are.
+        "ffn": PrepareModuleInput(input_layouts=Replicate(), desired_input_layouts=Replicate()),
+        **{f"mixer.{name}": ColwiseParallel() for name in split.columns},
+        **{f"mixer.{name}": RowwiseParallel() for name in split.rows},
+    }
+    if split.only_projections:
+        layouts = (Replicate(), None, None)
+        plan["mixer"] = PrepareModuleInput(input_layouts=layouts, desired_input_layouts=layouts)
+    for block in model.blocks:
+        for name in split.fused:
+            _order_by_rank_(block.mixer.get_submodule(name), split.fused_count, mesh.size())
+        present = {name: style for name, style in plan.items() if _has(block, name)}
+        parallelize_module(block, mesh, present)
+        for name in split.parameters:
+            _keep_rows(block.mixer, name, mesh)
+    ends = {
+        "embedding": RowwiseParallel(input_layouts=Replicate()),
+        "head": ColwiseParallel(output_layouts=Replicate()),
+    }
+    parallelize_module(model, mesh, ends)
+    if model.config.tied_embeddings:
+        model.head.weight = model.embedding.weight
+    model.keep_part_(mesh)
+
+
+def check_degree(model: "LanguageModel", degree: int) -> None:
+    """Raises the errors of ``tensor_parallel_``; the model may be one of meta tensors."""
+    mixer, config = model.blocks[0].mixer, model.config
+    counts = {name: int(getattr(mixer, name)) for name in mixer.split().counts}
+    counts |= {"d_ffn": config.d_ffn, "vocab_size": config.vocab_size}
+    for name, count in counts.items():
+        if count % degree:
+            allowed = [n for n in range(1, 65) if all(other % n == 0 for other in counts.values())]
+            raise ValueError(
+                f"tensor parallelism over {degree} ranks does not divide {name} = {count} of {config.system}; "
+                f"possible are {', '.join(map(str, allowed))}"
+            )
+
+
+def fully_shard_(model: "LanguageModel", mesh: "DeviceMesh") -> None:
+    """FSDP over a 1-d mesh: each rank keeps a part of every parameter and gathers a block when it computes it.
+
+    Gradients are means over the ranks, each of which reads tokens of its own. Call it after ``tensor_parallel_``.
+    Raises NotImplementedError for a block whose parameters differ in dtype, which are not gathered together.
+    """
+    from torch.distributed.fsdp import fully_shard
+
+    dtypes = sorted({str(parameter.dtype) for parameter in model.parameters()})
+    if len(dtypes) > 1:
+        raise NotImplementedError(f"FSDP gathers parameters of one dtype; {model.config.system} has {dtypes}")
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def summed_gradient(x: Tensor, mesh: "DeviceMesh") -> Tensor:
+    """x, the same on every rank; its gradient is the sum of the ranks', each of which computes a part of the model."""
+    from torch.distributed.tensor import DTensor, Partial, Replicate
+
+    return DTensor.from_local(x, mesh, [Replicate()], run_check=False).to_local(grad_placements=[Partial()])
+
+
+def local_bytes(model: nn.Module) -> int:
+    """Bytes of the parameters that this rank holds; tied weights count once."""
+    return sum(local(parameter).nbytes for parameter in model.parameters())
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a tensor; a plain tensor is its own."""
+    from torch.distributed.tensor import DTensor
+
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _has(module: nn.Module, name: str) -> bool:
+    return any(name == found for found, _ in module.named_modules())
+
+
+@torch.no_grad()
+def _order_by_rank_(module: nn.Module, count: int, degree: int) -> None:
+    """Puts the rows of a rank next to each other in parameters (count D, ...) that are ``count`` of (D, ...) in one."""
+    for parameter in module.parameters():
+        parameter.copy_(parameter.unflatten(0, (count, degree, -1)).transpose(0, 1).flatten(0, 2))
+
+
+def _keep_rows(mixer: nn.Module, name: str, mesh: "DeviceMesh") -> None:
+    """Replaces a parameter by this rank's part of its first dimension: what computes with it knows no DTensor."""
+    *path, last = name.split(".")
+    owner: nn.Module = reduce(getattr, path, mixer)
+    whole: nn.Parameter = getattr(owner, last)
+    part = whole.detach().chunk(mesh.size())[mesh.get_local_rank()].clone()
+    setattr(owner, last, nn.Parameter(part, requires_grad=whole.requires_grad))
