@@ -246,7 +246,9 @@ class H3Mixer(Mixer):
         )
 
     def split(self) -> Split:
-        parameters = [f"{name}.{key}" for name in ("shift", "ssm") for key, _ in self.get_submodule(name).named_parameters()]
+        parameters = [
+            f"{name}.{key}" for name in ("shift", "ssm") for key, _ in self.get_submodule(name).named_parameters()
+        ]
         return Split(("n_heads",), ("q_proj", "k_proj", "v_proj"), ("out_proj",), tuple(parameters))
 
     def _shifted(self, k: Tensor, kept: H3State | None) -> Tensor:

@@ -28,7 +28,12 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """x (..., I) -> (..., O)"""
         # A DTensor or a fake tensor is for torch's own operators.
-        wanted = type(x) is Tensor and x.dtype == self.weight.dtype == torch.float32 and x.device.type == "cpu" and self.bias is None
+        wanted = (
+            type(x) is Tensor
+            and x.dtype == self.weight.dtype == torch.float32
+            and x.device.type == "cpu"
+            and self.bias is None
+        )
         if not wanted or x.numel() < LEAST_ROWS * self.in_features:
             return super().forward(x)
         if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):

@@ -97,19 +97,23 @@ def check_degree(model: "LanguageModel", degree: int) -> None:
 
 
 def fully_shard_(model: "LanguageModel", mesh: "DeviceMesh") -> None:
-    """FSDP over a 1-d mesh: each rank keeps a part of every parameter and gathers a block when it computes it.
+    """FSDP over the last dimension of a mesh: each rank keeps a part of every parameter and gathers block by block.
 
-    Gradients are means over the ranks, each of which reads tokens of its own. Call it after ``tensor_parallel_``.
+    Over the first of two dimensions the model is repeated. All ranks read tokens of their own; the gradients of
+    ``loss`` and ``forward`` are means over them. Call it after ``tensor_parallel_``.
     Raises NotImplementedError for a block whose parameters differ in dtype, which are not gathered together.
     """
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     dtypes = sorted({str(parameter.dtype) for parameter in model.parameters()})
     if len(dtypes) > 1:
-        raise NotImplementedError(f"FSDP gathers parameters of one dtype; {model.config.system} has {dtypes}")
+        raise NotImplementedError(
+            f"FSDP gathers parameters of one dtype; {model.config.system} has {', '.join(dtypes)}"
+        )
     for block in model.blocks:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
+    register_fsdp_forward_method(model, "loss")
 
 
 def summed_gradient(x: Tensor, mesh: "DeviceMesh") -> Tensor:
@@ -139,7 +143,8 @@ def _has(module: nn.Module, name: str) -> bool:
 def _order_by_rank_(module: nn.Module, count: int, degree: int) -> None:
     """Puts the rows of a rank next to each other in parameters (count D, ...) that are ``count`` of (D, ...) in one."""
     for parameter in module.parameters():
-        parameter.copy_(parameter.unflatten(0, (count, degree, -1)).transpose(0, 1).flatten(0, 2))
+        rows = parameter.view(count, degree, -1, *parameter.shape[1:])
+        parameter.copy_(rows.transpose(0, 1).flatten(0, 2))
 
 
 def _keep_rows(mixer: nn.Module, name: str, mesh: "DeviceMesh") -> None:
