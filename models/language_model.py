@@ -19,7 +19,7 @@ from models.config import Config
 from models.linear import Linear, onednn_refusal
 from models.loss import chunked_loss, plain_loss
 from models.native.decoder import Decoder, MixerShape
-from models.parallel import Split
+from models.parallel import Split, local
 from models.rotary import inverse_frequencies, rotation
 
 if TYPE_CHECKING:
@@ -371,8 +371,8 @@ class LanguageModel(nn.Module):
         return Positions(start, *rotation(frequencies, start, length, state_dtype(weight.dtype)))
 
     def weights_bytes(self) -> int:
-        """Bytes of all parameters and buffers; tied weights count once."""
-        return sum(tensor.nbytes for tensor in (*self.parameters(), *self.buffers()))
+        """Bytes of all parameters and buffers, as far as this rank has them; tied weights count once."""
+        return sum(local(tensor).nbytes for tensor in (*self.parameters(), *self.buffers()))
 
     def step_weights_bytes(self) -> int:
         """Bytes of weights that a decode step must read: all but an input embedding that is not the head."""

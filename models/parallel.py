@@ -7,11 +7,11 @@ built the same whole model; it keeps its part. Torch's DTensor does the splittin
 # B batch, T positions, D model dim, V vocabulary
 
 from dataclasses import dataclass
-from functools import reduce
-from typing import TYPE_CHECKING
+from functools import partial, reduce
+from typing import TYPE_CHECKING, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -101,18 +101,16 @@ def fully_shard_(model: "LanguageModel", mesh: "DeviceMesh") -> None:
 
     Over the first of two dimensions the model is repeated. All ranks read tokens of their own; the gradients of
     ``loss`` and ``forward`` are means over them. Call it after ``tensor_parallel_``.
-    Raises NotImplementedError for a block whose parameters differ in dtype, which are not gathered together.
+    What is gathered together must be of one dtype: the few float32 parameters of a bf16 model stay whole.
     """
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    dtypes = sorted({str(parameter.dtype) for parameter in model.parameters()})
-    if len(dtypes) > 1:
-        raise NotImplementedError(
-            f"FSDP gathers parameters of one dtype; {model.config.system} has {', '.join(dtypes)}"
-        )
-    for block in model.blocks:
-        fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    dtype = model.embedding.weight.dtype
+    whole = {parameter for parameter in model.parameters() if parameter.dtype != dtype}
+    for parameter in whole:
+        parameter.register_post_accumulate_grad_hook(partial(_average_gradient, mesh))  # type: ignore[no-untyped-call]
+    for module in (*model.blocks, model):
+        fully_shard(module, mesh=mesh, ignored_params=whole)
     register_fsdp_forward_method(model, "loss")
 
 
@@ -123,16 +121,19 @@ def summed_gradient(x: Tensor, mesh: "DeviceMesh") -> Tensor:
     return DTensor.from_local(x, mesh, [Replicate()], run_check=False).to_local(grad_placements=[Partial()])
 
 
-def local_bytes(model: nn.Module) -> int:
-    """Bytes of the parameters that this rank holds; tied weights count once."""
-    return sum(local(parameter).nbytes for parameter in model.parameters())
+def _average_gradient(mesh: "DeviceMesh", parameter: Tensor) -> None:
+    """Of a micro-batch too: what was there before is the same on every rank, so its mean is itself."""
+    gradient = cast(Tensor, parameter.grad)
+    for dimension in range(mesh.ndim):
+        distributed.all_reduce(gradient, group=mesh.get_group(dimension))
+    gradient /= mesh.size()
 
 
 def local(tensor: Tensor) -> Tensor:
     """This rank's part of a tensor; a plain tensor is its own."""
-    from torch.distributed.tensor import DTensor
-
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    # Without an import of DTensor, which takes a second, where there can be none.
+    part: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return part
 
 
 def _has(module: nn.Module, name: str) -> bool:

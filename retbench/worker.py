@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from models.catalogue import peer_of
 from retbench.devices import find_device
-from retbench.spec import Cell
+from retbench.spec import Cell, Training
 from retbench.timing import Deadline
 
 if TYPE_CHECKING:
@@ -61,12 +61,15 @@ def _measure(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     from retbench.measure import TORCH_DTYPES, Task, backend_of
     from retbench.measure.compile import compile_cell
     from retbench.measure.quantize import quantize
+    from retbench.measure.ranks import join_group, keep_part_, leave_group
 
     cell = Cell.from_dict(request["cell"])
     device = find_device(cell.device)
     workload = import_module(f"retbench.measure.{cell.workload}")  # before the limit, which is for the cell alone
     torch.set_num_threads(cell.threads)
     torch.set_default_dtype(TORCH_DTYPES[cell.dtype])
+    if "group" in request:
+        join_group(cell, request["group"])
     if cell.mem_limit_bytes is not None:
         device.limit_memory(cell.mem_limit_bytes)
     with torch.device(cell.device):
@@ -75,12 +78,18 @@ def _measure(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
         steal = _steal_ticks()
         given = {name: request[name] for name in ("predicted", "prefill_s", "skip_prefill")}
         task = Task(cell, device, deadline, **given)
+        if "group" in request:
+            parameters = sum(parameter.numel() for parameter in model.parameters())
+            keep_part_(cast("LanguageModel", model), task, cast(Training, cell.training))
         if cell.quantize != "none":
             yield quantize(cast("LanguageModel", model), task)  # peers are measured as they are
         yield {"cell": {"backend": backend_of(model), "form": model.decode_form}, "notes": model.notes}
         if cell.compile:
             yield compile_cell(cast("LanguageModel", model), task)
         yield from workload.measure(model, task)
+    if "group" in request:
+        leave_group()
+        yield {"metrics": {"parameters": parameters}}  # of the whole model
     after = resource.getrusage(resource.RUSAGE_SELF)
     yield {
         "notes": {

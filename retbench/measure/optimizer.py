@@ -1,6 +1,7 @@
 """AdamW that keeps float32 master weights for parameters of fewer bits."""
 
 from collections.abc import Iterable
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,9 @@ class MasterAdamW:
         self._masters = [(parameter, nn.Parameter(parameter.detach().float())) for parameter in small]
         plain = [parameter for parameter in self._parameters if parameter.itemsize >= torch.float32.itemsize]
         updated = [*plain, *(master for _, master in self._masters)]
-        self._adamw = torch.optim.AdamW(updated, lr=learning_rate, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True)
+        # A DTensor and a plain tensor cannot pass through one fused operator.
+        groups = [{"params": [*same]} for _, same in groupby(sorted(updated, key=_kind), key=_kind)]
+        self._adamw = torch.optim.AdamW(groups, lr=learning_rate, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True)
 
     def collect_gradients(self) -> None:
         """After each backward: adds the gradients of fewer bits to those of the master weights and drops them."""
@@ -50,3 +53,7 @@ class MasterAdamW:
         """What the optimizer keeps beside the model: master weights, moments and step counts; empty before a step."""
         state = [tensor for values in self._adamw.state.values() for tensor in values.values()]
         return [*(master for _, master in self._masters), *state]
+
+
+def _kind(parameter: Tensor) -> str:
+    return type(parameter).__name__

@@ -11,7 +11,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from models.language_model import LanguageModel
-from models.parallel import fully_shard_, local_bytes, tensor_parallel_
+from models.parallel import fully_shard_, tensor_parallel_
+from models.precision import Float32Module
 from tests.models.helpers import random_model, random_tokens, read
 
 VOCAB_SIZE = 64  # even, as the number of ranks
@@ -28,6 +29,7 @@ class Case:
     options: dict[str, object] = field(default_factory=dict)
     chunked: bool = False
     checkpointing: bool = False
+    mixed: bool = False  # what a bf16 model keeps in float32 is in float64, the rest in float32
 
 
 def run(rank: int, world: int, folder: str, cases: list[Case]) -> None:
@@ -44,6 +46,9 @@ def measure(case: Case) -> dict[str, float] | str:
     names = ("replicas", "shards", "tensor")
     mesh = init_device_mesh("cpu", (case.replicas, case.shards, case.tensor), mesh_dim_names=names)
     whole, split = (random_model(case.system, **{"vocab_size": VOCAB_SIZE, **case.options}) for _ in range(2))
+    for module in (part for model in (whole, split) if case.mixed for part in model.float().modules()):
+        if isinstance(module, Float32Module):
+            module.double()
     try:
         if case.tensor > 1:
             tensor_parallel_(split, mesh["tensor"])
@@ -67,8 +72,8 @@ def measure(case: Case) -> dict[str, float] | str:
         "loss_error": (mean - expected).abs().item(),
         "gradient_error": gradient_error(split, whole, mesh["tensor"]),
         "decode_error": decoded,
-        "bytes": local_bytes(split),
-        "whole_bytes": local_bytes(whole),
+        "bytes": split.weights_bytes(),
+        "whole_bytes": whole.weights_bytes(),
     }
 
 

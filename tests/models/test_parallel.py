@@ -3,19 +3,16 @@
 import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import pytest
 from torch import multiprocessing
 
 from models import build
 from models.catalogue import paper_systems
-from models.parallel import check_degree, fully_shard_
+from models.parallel import check_degree
 from tests.models import ranks
 from tests.models.ranks import Case
-
-if TYPE_CHECKING:
-    from torch.distributed.device_mesh import DeviceMesh
 
 D_MODEL, N_LAYERS = 128, 2
 WHOLE = {  # parameters of a layer that every rank has, beside the norms
@@ -78,6 +75,17 @@ def test_two_ranks_compute_what_one_does_in_every_system_and_variant() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("way", ["shards", "replicas"])
+def test_parameters_of_another_dtype_stay_whole_and_their_gradients_are_means_too(way: str) -> None:
+    cases = [Case(system, mixed=True, **{way: 2}) for system in ("h3", "hyena")]  # type: ignore[arg-type]
+
+    for figures in on_ranks(cases):
+        for of_rank in figures:
+            assert max(of_rank["loss_error"], of_rank["gradient_error"]) < 1e-4
+            assert (of_rank["bytes"] < of_rank["whole_bytes"]) == (way == "shards")
+
+
+@pytest.mark.slow
 def test_four_ranks_share_heads_and_parameters_both() -> None:
     systems = ("retnet", "transformer", "rwkv", "hyena")
     cases = [Case(system, tensor=2, **{way: 2}) for system in systems for way in ("shards", "replicas")]  # type: ignore[arg-type]
@@ -107,8 +115,3 @@ def test_everything_that_is_shared_out_must_divide(option: str, value: int, name
 def test_a_weight_that_all_heads_share_is_refused_in_words() -> None:
     with pytest.raises(NotImplementedError, match="the heads share the weight of group_norm_affine"):
         check_degree(build("retnet", "tiny", group_norm_affine=True), 2)
-
-
-def test_fsdp_of_parameters_of_two_dtypes_is_refused_in_words() -> None:
-    with pytest.raises(NotImplementedError, match=r"one dtype; h3 has torch.bfloat16, torch.float32"):
-        fully_shard_(build("h3", "tiny").bfloat16(), cast("DeviceMesh", None))
