@@ -8,6 +8,7 @@ import typer
 from retbench import __version__
 from retbench.devices import devices
 from retbench.errors import UsageError
+from retbench.ranks import is_follower
 from retbench.registry import check_packages, choose, experiments
 
 LISTS = ("systems", "peers", "sizes", "experiments", "devices")
@@ -20,7 +21,8 @@ def main() -> None:
         status = make_app()(sys.argv[1:] or ["--help"], standalone_mode=False)
     except (UsageError, typer.TyperException) as error:
         text = _with_hint(error) if isinstance(error, typer.TyperException) else str(error)
-        print(f"retbench: {' '.join(text.split())}", file=sys.stderr)
+        if not is_follower():  # rank 0 says the same
+            print(f"retbench: {' '.join(text.split())}", file=sys.stderr)
         status = 2
     except (KeyboardInterrupt, typer.Abort):
         status = 130

@@ -44,13 +44,15 @@ def is_follower() -> bool:
     return launched() is not None and os.environ["RANK"] != "0"
 
 
-def check_ranks(training: Training, nproc: int) -> None:
+def check_ranks(training: Training, nproc: int, compiled: bool = False) -> None:
     """Raises UsageError where the processes are not as many as the options need, or cannot be started."""
     tensor_parallel, data_parallel = training.tensor_parallel, training.data_parallel
     needed = tensor_parallel * data_parallel
     there = launched() or nproc
     if min(tensor_parallel, data_parallel, nproc) < 1:
         raise UsageError("--tensor-parallel, --data-parallel and --nproc are 1 or more")
+    if compiled and needed > 1:
+        raise UsageError("--compile is for one process: leave it out, or --tensor-parallel and --data-parallel")
     if training.fsdp and data_parallel == 1:
         raise UsageError("--fsdp shares the model out over data-parallel ranks: --data-parallel must be 2 or more")
     if there != needed:
@@ -89,10 +91,9 @@ def check_systems(cells: Sequence[Cell]) -> None:
 def run(session: "Session", report: "Report", nproc: int) -> None:
     """``session.run`` in this process alone, or by as many as its cells need, which are started if they are not there.
 
-    All cells have the same degrees. Raises UsageError before anything is measured or started.
+    All cells have the same degrees, and ``check_ranks`` has passed them. Raises UsageError before anything is started.
     """
     training = session.cells[0].training or Training()
-    check_ranks(training, nproc)
     check_systems(session.cells)
     if training.ranks == 1 or session.dry_run:
         session.run(report)
@@ -109,7 +110,7 @@ def launch(nproc: int, arguments: Sequence[str]) -> int:
     """Runs ``retbench`` with the same arguments in ``nproc`` processes by torchrun -> its exit status."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     variables = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    command = [sys.executable, "-m", LAUNCHER, "--standalone", "--nproc-per-node", str(nproc), "-m", "retbench"]
+    command = [sys.executable, "-m", LAUNCHER, "--standalone", "--nproc-per-node", str(nproc), "-m", "--", "retbench"]
     return subprocess.run([*command, *arguments], env=variables, check=False).returncode
 
 
