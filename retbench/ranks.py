@@ -6,14 +6,13 @@ dies therefore ends its cell and nothing else. What passes between the processes
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from retbench import isolate
 from retbench.environment import ROOT
@@ -21,6 +20,7 @@ from retbench.errors import UsageError
 from retbench.isolate import Outcome
 from retbench.record import Status
 from retbench.spec import Cell, Training
+from retbench.worker import die_with_parent
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
@@ -98,7 +98,7 @@ def run(session: "Session", report: "Report", nproc: int) -> None:
     if training.ranks == 1 or session.dry_run:
         session.run(report)
     elif launched() is None:
-        sys.exit(launch(nproc, sys.argv[1:]))
+        launch(nproc, sys.argv[1:])
     elif is_follower():
         Group.join().follow()
     else:
@@ -106,12 +106,12 @@ def run(session: "Session", report: "Report", nproc: int) -> None:
             replace(session, execute=execute, predicts=False).run(report)
 
 
-def launch(nproc: int, arguments: Sequence[str]) -> int:
-    """Runs ``retbench`` with the same arguments in ``nproc`` processes by torchrun -> its exit status."""
+def launch(nproc: int, arguments: Sequence[str]) -> NoReturn:
+    """Becomes torchrun, which runs ``retbench`` with the same arguments in ``nproc`` processes."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     variables = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     command = [sys.executable, "-m", LAUNCHER, "--standalone", "--nproc-per-node", str(nproc), "-m", "--", "retbench"]
-    return subprocess.run([*command, *arguments], env=variables, check=False).returncode
+    os.execve(sys.executable, [*command, *arguments], variables)
 
 
 @dataclass(frozen=True)
@@ -160,6 +160,7 @@ class Group:
     def join(cls) -> "Group":
         from torch.distributed.rendezvous import rendezvous
 
+        die_with_parent()
         store, rank, world = next(rendezvous("env://"))
         store.set_timeout(RUN_LASTS)
         return cls(store, rank, world)
@@ -193,4 +194,7 @@ class Group:
     def _run(self, number: int, errand: dict[str, Any]) -> "Ended":
         request = {**errand["request"], "group": f"cell/{number}"}
         outcome = isolate.run_worker(request, errand["threads"], errand["timeout_s"], errand["python"])
-        return Ended(outcome, self.store.add(f"ended/{number}", 1))
+        ended = Ended(outcome, self.store.add(f"ended/{number}", 1))
+        if outcome.status != "ok":
+            self.store.set(f"cell/{number}/failed", "")  # the children of the other ranks end then
+        return ended

@@ -38,7 +38,7 @@ OUT_OF_MEMORY = (  # how torch, C++, the kernel, oneDNN, OpenBLAS, Python and cu
 
 
 def main(descriptor: int) -> None:
-    _die_with_parent(descriptor)
+    _die_with_reader(descriptor)
     os.set_inheritable(descriptor, False)  # a grandchild that lives on must not keep the pipe open
     request = json.loads(sys.stdin.readline())
 
@@ -150,10 +150,16 @@ def _failure(error: Exception) -> dict[str, str]:
     return {"status": "error", "reason": f"{type(error).__name__}: {text.splitlines()[0]}"}
 
 
-def _die_with_parent(descriptor: int) -> None:
+def die_with_parent() -> None:
     """Asks Linux to kill this process when its parent dies: an orphan would load the machine unseen."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _die_with_reader(descriptor: int) -> None:
+    """``die_with_parent`` of a parent that reads the pipe; at once where nobody does any more."""
+    die_with_parent()
+    if sys.platform == "linux":
         pipe = select.poll()
         pipe.register(descriptor, 0)
         if pipe.poll(0):  # an error is always told: nobody reads the pipe, the parent had died before

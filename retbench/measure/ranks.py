@@ -1,12 +1,14 @@
 """The child's side of a cell on several ranks: the process group, each rank's part of the model, common decisions."""
 
 import os
+import threading
 from typing import TYPE_CHECKING
 
 import torch
 from torch import distributed
 
 from models.parallel import fully_shard_, tensor_parallel_
+from retbench.ranks import RUN_LASTS
 from retbench.spec import Cell, Training
 
 if TYPE_CHECKING:
@@ -15,15 +17,28 @@ if TYPE_CHECKING:
 
 
 def join_group(cell: Cell, group: str) -> None:
-    """Meets the other ranks of ``group``, a name that no other cell of the run has, where torchrun says."""
+    """Meets the other ranks of ``group``, a name that no other cell of the run has, where torchrun says.
+
+    From then on this process ends as soon as its cell has failed on another rank: it would wait for it in vain.
+    """
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
     if cell.device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    threading.Thread(target=_end_with, args=(f"{group}/failed",), daemon=True).start()
     store, rank, world = next(rendezvous("env://"))
     backend = "nccl" if cell.device == "cuda" else "gloo"
     distributed.init_process_group(backend, store=PrefixStore(group, store), rank=rank, world_size=world)
+
+
+def _end_with(key: str) -> None:
+    """Waits until the key is in the store, over a connection of its own, and ends the process."""
+    from torch.distributed.rendezvous import rendezvous
+
+    store, _, _ = next(rendezvous("env://"))
+    store.wait([key], RUN_LASTS)
+    os._exit(1)
 
 
 def keep_part_(model: "LanguageModel", task: "Task", training: Training) -> None:
