@@ -1,5 +1,6 @@
 """The command line: one verb per experiment file, and ``list``. Imports no torch."""
 
+import os
 import sys
 from typing import Annotated
 
@@ -8,7 +9,6 @@ import typer
 from retbench import __version__
 from retbench.devices import devices
 from retbench.errors import UsageError
-from retbench.ranks import is_follower
 from retbench.registry import check_packages, choose, experiments
 
 LISTS = ("systems", "peers", "sizes", "experiments", "devices")
@@ -21,7 +21,7 @@ def main() -> None:
         status = make_app()(sys.argv[1:] or ["--help"], standalone_mode=False)
     except (UsageError, typer.TyperException) as error:
         text = _with_hint(error) if isinstance(error, typer.TyperException) else str(error)
-        if not is_follower():  # rank 0 says the same
+        if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun has started, one says it
             print(f"retbench: {' '.join(text.split())}", file=sys.stderr)
         status = 2
     except (KeyboardInterrupt, typer.Abort):
