@@ -1,8 +1,11 @@
 """Several ranks make one record of a cell: their outcomes are combined, and what cannot start is said before."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import multiprocessing
 
 from retbench import ranks
 from retbench.errors import UsageError
@@ -10,6 +13,7 @@ from retbench.isolate import Outcome
 from retbench.ranks import Ended, check_ranks, check_systems, combined
 from retbench.record import Status
 from retbench.spec import Cell, Training
+from tests.retbench import trainer_ranks
 
 TWO = Training(tensor_parallel=2)
 
@@ -113,3 +117,16 @@ def test_heads_that_the_ranks_cannot_share_out_are_refused_with_the_degrees_that
 
 def test_a_system_that_cannot_be_split_is_left_to_its_record() -> None:
     check_systems([cell("lstm", 2)])
+
+
+@pytest.mark.slow
+def test_optimizer_steps_of_two_ranks_are_those_of_one_process(tmp_path: Path) -> None:
+    trainings = [TWO, Training(data_parallel=2), Training(data_parallel=2, fsdp=True, loss="chunked")]
+    cases = [(system, training) for system in ("retnet", "hyena") for training in trainings]
+
+    multiprocessing.spawn(trainer_ranks.run, (2, str(tmp_path), cases), nprocs=2)  # type: ignore[no-untyped-call]
+
+    for rank in range(2):
+        for case, (on_ranks, alone) in zip(cases, json.loads((tmp_path / f"{rank}.json").read_text()), strict=True):
+            assert on_ranks == pytest.approx(alone, rel=1e-9), case
+            assert alone[-1] != pytest.approx(alone[0], rel=1e-3)
