@@ -19,7 +19,7 @@ from models.config import Config
 from models.linear import Linear, onednn_refusal
 from models.loss import chunked_loss, plain_loss
 from models.native.decoder import Decoder, MixerShape
-from models.parallel import Split, local
+from models.parallel import Split, local, whole
 from models.rotary import inverse_frequencies, rotation
 
 if TYPE_CHECKING:
@@ -286,8 +286,7 @@ class LanguageModel(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Training form: (B, T) int64, T >= 1 -> logits (B, T, V)."""
-        logits: Tensor = self.head(self._hidden(tokens))
-        return logits
+        return whole(self.head(self._hidden(tokens)))
 
     def loss(self, tokens: Tensor, chunked: bool = False) -> Tensor:
         """The mean loss of the next token over tokens (B, T + 1) int64, a scalar in float32 at least.
@@ -320,7 +319,7 @@ class LanguageModel(nn.Module):
         for block, layer_state in zip(self.blocks, state.layers, strict=True):
             block.prefill_(x, positions, layer_state)
         state.position += length
-        return self.head(self.norm(x[:, -1])), state
+        return whole(self.head(self.norm(x[:, -1]))), state
 
     @torch.no_grad()
     def step(self, token: Tensor, state: State) -> tuple[Tensor, State]:
@@ -342,8 +341,7 @@ class LanguageModel(nn.Module):
         x = self._embed(token)  # (B, D)
         for block, layer_state in zip(self.blocks, state.layers, strict=True):
             x = block.step(x, positions, layer_state)
-        logits: Tensor = self.head(self.norm(x))
-        return logits
+        return whole(self.head(self.norm(x)))
 
     def keep_part_(self, mesh: "DeviceMesh") -> None:
         """After the weights were split between ranks: makes the mixers count the heads or channels of one of them."""

@@ -4,17 +4,18 @@ Both change a model in place, before its first forward pass and before an optimi
 built the same whole model; it keeps its part. Torch's DTensor does the splitting and the communication.
 """
 
-# B batch, T positions, D model dim, V vocabulary
+# B batch, T positions, N positions of a batch, V vocabulary
 
 from dataclasses import dataclass
 from functools import partial, reduce
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, distributed, nn
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor
 
     from models.language_model import LanguageModel
 
@@ -74,7 +75,7 @@ def tensor_parallel_(model: "LanguageModel", mesh: "DeviceMesh") -> None:
             _keep_rows(block.mixer, name, mesh)
     ends = {
         "embedding": RowwiseParallel(input_layouts=Replicate()),
-        "head": ColwiseParallel(output_layouts=Replicate()),
+        "head": ColwiseParallel(use_local_output=False),
     }
     parallelize_module(model, mesh, ends)
     if model.config.tied_embeddings:
@@ -106,12 +107,49 @@ def fully_shard_(model: "LanguageModel", mesh: "DeviceMesh") -> None:
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     dtype = model.embedding.weight.dtype
-    whole = {parameter for parameter in model.parameters() if parameter.dtype != dtype}
-    for parameter in whole:
+    others = {parameter for parameter in model.parameters() if parameter.dtype != dtype}
+    for parameter in others:
         parameter.register_post_accumulate_grad_hook(partial(_average_gradient, mesh))  # type: ignore[no-untyped-call]
     for module in (*model.blocks, model):
-        fully_shard(module, mesh=mesh, ignored_params=whole)
+        fully_shard(module, mesh=mesh, ignored_params=others)
     register_fsdp_forward_method(model, "loss")
+
+
+def whole(logits: Tensor) -> Tensor:
+    """Logits (..., V) that the ranks have parts of, on every rank; plain ones are whole."""
+    found: Tensor = logits.full_tensor() if hasattr(logits, "full_tensor") else logits
+    return found
+
+
+def summed_cross_entropy(logits: "DTensor", targets: Tensor) -> Tensor:
+    """Logits (N, V) of which each rank has its part of the vocabulary, targets (N,) -> the sum, on every rank."""
+    mesh, part = logits.device_mesh, logits.to_local()  # (N, V / ranks)
+    first = mesh.get_local_rank() * part.shape[1]
+    loss: Tensor = _SummedCrossEntropy.apply(part, targets - first, mesh.get_group())  # type: ignore[no-untyped-call]
+    return loss
+
+
+class _SummedCrossEntropy(torch.autograd.Function):
+    """The logits are never gathered: what the ranks exchange is three numbers a position."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor, targets: Tensor, group: distributed.ProcessGroup) -> Tensor:
+        """part (N, V / ranks), targets (N,) counted from this rank's first token."""
+        top = part.amax(-1, keepdim=True)  # (N, 1)
+        distributed.all_reduce(top, distributed.ReduceOp.MAX, group)
+        shares = (part - top).exp_()  # (N, V / ranks)
+        rows = ((targets >= 0) & (targets < part.shape[1])).nonzero().squeeze(1)  # of targets that are this rank's
+        own = rows, targets[rows]
+        sums = torch.stack((shares.sum(-1), torch.zeros_like(top[:, 0]).index_put_((rows,), part[own])))  # (2, N)
+        distributed.all_reduce(sums, group=group)
+        ctx.save_for_backward(shares.div_(sums[0][:, None]), *own)
+        return (sums[0].log() + top[:, 0] - sums[1]).sum()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        """The gradient is made where the shares are: a second backward would find something else there."""
+        shares, *own = ctx.saved_tensors
+        return shares.index_put_(own, -torch.ones_like(shares[own]), accumulate=True).mul_(gradients[0]), None, None
 
 
 def summed_gradient(x: Tensor, mesh: "DeviceMesh") -> Tensor:

@@ -95,7 +95,9 @@ def run(session: "Session", report: "Report", nproc: int) -> None:
     """
     training = session.cells[0].training or Training()
     check_systems(session.cells)
-    if training.ranks == 1 or session.dry_run:
+    if session.dry_run and training.ranks > 1:
+        raise UsageError("--dry-run predicts one process: leave out --tensor-parallel and --data-parallel")
+    if training.ranks == 1:
         session.run(report)
     elif launched() is None:
         launch(nproc, sys.argv[1:])
