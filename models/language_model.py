@@ -220,6 +220,7 @@ class LanguageModel(nn.Module):
         self._frequencies = Constant(partial(inverse_frequencies, config, self.d_rotary))
         self._decoder: Decoder | None = None  # made by the first step
         self._decode_natively = True
+        self._shared = False  # by ranks, each of which has some of the heads
         self.checkpointing = False  # whether training keeps a block's input alone and computes the rest again
         self._initialise()
 
@@ -266,6 +267,8 @@ class LanguageModel(nn.Module):
 
     def no_native_step(self) -> str | None:
         """Why a step of this model cannot be native code, None where it can."""
+        if self._shared:
+            return "the ranks share the heads out"
         decoder = self._native_decoder()
         return f"{self.config.system} has no native decode step" if decoder is None else decoder.unsupported()
 
@@ -277,6 +280,8 @@ class LanguageModel(nn.Module):
 
     def _onednn_refusal(self) -> str | None:
         weight = self.embedding.weight
+        if self._shared and weight.dtype == torch.float32:
+            return "products of DTensors are torch's own"
         concerned = weight.dtype == torch.float32 and weight.device.type == "cpu"
         return onednn_refusal(torch.get_num_threads()) if concerned else None
 
@@ -345,7 +350,7 @@ class LanguageModel(nn.Module):
 
     def keep_part_(self, mesh: "DeviceMesh") -> None:
         """After the weights were split between ranks: makes the mixers count the heads or channels of one of them."""
-        self._decode_natively = False
+        self._shared, self._decode_natively = True, False
         for mixer in (block.mixer for block in self.blocks):
             for name in mixer.split().counts:
                 setattr(mixer, name, getattr(mixer, name) // mesh.size())

@@ -138,18 +138,19 @@ class _SummedCrossEntropy(torch.autograd.Function):
         top = part.amax(-1, keepdim=True)  # (N, 1)
         distributed.all_reduce(top, distributed.ReduceOp.MAX, group)
         shares = (part - top).exp_()  # (N, V / ranks)
-        rows = ((targets >= 0) & (targets < part.shape[1])).nonzero().squeeze(1)  # of targets that are this rank's
-        own = rows, targets[rows]
-        sums = torch.stack((shares.sum(-1), torch.zeros_like(top[:, 0]).index_put_((rows,), part[own])))  # (2, N)
+        places = targets.clamp(0, part.shape[1] - 1)[:, None]  # (N, 1)
+        is_own = (places == targets[:, None]).to(part.dtype)  # (N, 1): whether the target is this rank's
+        sums = torch.cat((shares.sum(-1, keepdim=True), part.gather(1, places) * is_own), dim=1)  # (N, 2)
         distributed.all_reduce(sums, group=group)
-        ctx.save_for_backward(shares.div_(sums[0][:, None]), *own)
-        return (sums[0].log() + top[:, 0] - sums[1]).sum()
+        total, of_target = sums[:, :1], sums[:, 1:]  # (N, 1) each
+        ctx.save_for_backward(shares.div_(total), places, is_own)
+        return (total.log() + top - of_target).sum()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        """The gradient is made where the shares are: a second backward would find something else there."""
-        shares, *own = ctx.saved_tensors
-        return shares.index_put_(own, -torch.ones_like(shares[own]), accumulate=True).mul_(gradients[0]), None, None
+        """The gradient is made where the shares are: a second backward raises RuntimeError."""
+        shares, places, is_own = ctx.saved_tensors
+        return shares.scatter_add_(1, places, -is_own).mul_(gradients[0]), None, None
 
 
 def summed_gradient(x: Tensor, mesh: "DeviceMesh") -> Tensor:
@@ -190,6 +191,6 @@ def _keep_rows(mixer: nn.Module, name: str, mesh: "DeviceMesh") -> None:
     """Replaces a parameter by this rank's part of its first dimension: what computes with it knows no DTensor."""
     *path, last = name.split(".")
     owner: nn.Module = reduce(getattr, path, mixer)
-    whole: nn.Parameter = getattr(owner, last)
-    part = whole.detach().chunk(mesh.size())[mesh.get_local_rank()].clone()
-    setattr(owner, last, nn.Parameter(part, requires_grad=whole.requires_grad))
+    parameter: nn.Parameter = getattr(owner, last)
+    part = parameter.detach().chunk(mesh.size())[mesh.get_local_rank()].clone()
+    setattr(owner, last, nn.Parameter(part, requires_grad=parameter.requires_grad))

@@ -135,7 +135,8 @@ def combined(ranks: Sequence[Ended]) -> Outcome:
     if all(memory):
         peaks = [metrics["peak_memory_bytes"] for metrics in memory]
         most = {**memory[peaks.index(max(peaks))], "rank_peak_memory_bytes": peaks}
-        first = replace(first, messages=[*first.messages, {"metrics": most}])
+        own = [{**part, "metrics": most} if part.get("metrics") is memory[0] else part for part in first.messages]
+        first = replace(first, messages=own)
     if not failed:
         return first
     rank, cause = min(failed, key=lambda pair: (CAUSES.index(pair[1].outcome.status), pair[1].place))

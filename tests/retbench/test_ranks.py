@@ -1,6 +1,7 @@
 """Several ranks make one record of a cell: their outcomes are combined, and what cannot start is said before."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +40,13 @@ def cell(system: str, degree: int, **fields: Any) -> Cell:
 
 
 def test_the_memory_of_the_rank_that_needs_most_is_the_cells_and_every_peak_is_kept() -> None:
-    outcome = combined(
-        [Ended(ok(peak_memory_bytes=5, rest_bytes=1), 1), Ended(ok(peak_memory_bytes=7, rest_bytes=3), 2)]
-    )
+    parameters = {"metrics": {"parameters": 9}}
+    own, other = ok(peak_memory_bytes=5, rest_bytes=1, parameters=8), ok(peak_memory_bytes=7, rest_bytes=3)
+    outcome = combined([Ended(replace(own, messages=[*own.messages, parameters]), 1), Ended(other, 2)])
 
+    most = {"peak_memory_bytes": 7, "rest_bytes": 3, "rank_peak_memory_bytes": [5, 7]}
     assert outcome.status == "ok"
-    assert outcome.messages[-1] == {
-        "metrics": {"peak_memory_bytes": 7, "rest_bytes": 3, "rank_peak_memory_bytes": [5, 7]}
-    }
+    assert outcome.messages == [{"notes": {}}, {"metrics": most}, parameters]
 
 
 def test_a_rank_that_was_killed_is_the_cause_and_not_the_one_that_missed_it() -> None:
@@ -54,7 +54,7 @@ def test_a_rank_that_was_killed_is_the_cause_and_not_the_one_that_missed_it() ->
     outcome = combined([Ended(missed, 1), Ended(failed("killed", "killed by SIGKILL"), 2)])
 
     assert (outcome.status, outcome.reason) == ("killed", "rank 1: killed by SIGKILL")
-    assert outcome.messages == missed.messages
+    assert outcome.messages == missed.messages  # the other rank's peak is not known
 
 
 def test_memory_that_ran_out_on_one_rank_is_the_cause_of_whatever_became_of_the_others() -> None:
