@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from models.loss import chunked_loss, plain_loss
-from retbench.measure.predict import LiveBytes
+from retbench.measure.split import KindsOfBytes
 from tests.models.helpers import VOCAB_SIZE, random_model, random_tokens, repeatable
 
 D_MODEL = 12
@@ -86,7 +86,7 @@ def test_the_loss_is_the_cross_entropy_of_the_next_token() -> None:
 def test_the_logits_of_all_positions_are_never_there_together() -> None:
     def peak(loss: Loss, positions: int) -> int:
         hidden, head, targets = made(positions)
-        with LiveBytes([hidden, head.weight, targets]) as live:
+        with KindsOfBytes([hidden, head.weight, targets]) as live:
             loss(hidden, head, targets).backward()
         return live.peak
 
