@@ -20,12 +20,16 @@ def join_group(cell: Cell, group: str) -> None:
     """Meets the other ranks of ``group``, a name that no other cell of the run has, where torchrun says.
 
     From then on this process ends as soon as its cell has failed on another rank: it would wait for it in vain.
+    Raises RuntimeError where there are more ranks on this machine than GPUs.
     """
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
     if cell.device == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        local_rank, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local_rank >= gpus:
+            raise RuntimeError(f"each rank needs a GPU of its own, and this machine has {gpus}")
+        torch.cuda.set_device(local_rank)
     threading.Thread(target=_end_with, args=(f"{group}/failed",), daemon=True).start()
     store, rank, world = next(rendezvous("env://"))
     backend = "nccl" if cell.device == "cuda" else "gloo"

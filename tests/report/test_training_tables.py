@@ -23,7 +23,8 @@ def trained(system: str, tokens_per_s: float, activations: int = 500, rest: int 
     metrics = {"step_ms": 1024e3 / tokens_per_s, "tokens_per_s": tokens_per_s, "optimizer_share": 0.0625}
     metrics |= {"tokens_per_s_low": 0.95 * tokens_per_s, "tokens_per_s_high": 1.01 * tokens_per_s}
     peak = {"peak_memory_bytes": sum(sizes.values()) + rest, "rest_bytes": rest}
-    return record(replace(of, **other), metrics={**metrics, **sizes, **peak}, samples={"step_ns": [1] * 5})
+    notes, samples = other.pop("notes", {}), {"step_ns": [1] * 5}
+    return record(replace(of, **other), metrics={**metrics, **sizes, **peak}, samples=samples, notes=notes)
 
 
 GROUP = [
@@ -83,6 +84,20 @@ def test_a_cell_that_was_not_compiled_says_why() -> None:
     plain = replace(GROUP[0], cell=replace(GROUP[0].cell, compile=True), notes={"not_compiled": "no compiler"})
 
     assert any("not compiled, no compiler" in note for note in training_tables([plain])[0].footnotes)
+
+
+def test_several_processes_are_said_with_what_they_share_and_their_threads_disturb_nobody() -> None:
+    shared = Training(tensor_parallel=2, data_parallel=2, fsdp=True)
+    one, four = (
+        trained("retnet", 600.0, training=training, notes={"load_average": 4.0}) for training in (None, shared)
+    )
+
+    steps, memory, _ = training_tables([four])
+    for table in (steps, memory):
+        assert any("4 processes (tensor parallel 2, data parallel 2, fsdp)" in note for note in table.footnotes)
+        assert not any("DISTURBED" in note for note in table.footnotes)
+    assert not any("processes (" in note for note in training_tables([one])[0].footnotes)
+    assert any("DISTURBED" in note for note in training_tables([one])[0].footnotes)
 
 
 def test_the_tables_are_80_columns_wide_at_most(tmp_path: Any) -> None:
