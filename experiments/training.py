@@ -52,9 +52,11 @@ ChunkSize = Annotated[
     int, typer.Option(help="Of RetNet's chunkwise form; 512 is the paper's.", min=1, max=options.MAX_SEQ_LEN)
 ]
 Compile = Annotated[bool, typer.Option("--compile", help="torch.compile for the blocks.")]
-TensorParallel = Annotated[int, typer.Option(help="Processes that share the heads of each layer.")]
+TensorParallel = Annotated[int, typer.Option(help="Processes that share the heads of each layer out.")]
 DataParallel = Annotated[int, typer.Option(help="Processes that read batches of their own.")]
-Fsdp = Annotated[bool, typer.Option("--fsdp", help="These share weights, gradients and optimizer state out.")]
+Fsdp = Annotated[
+    bool, typer.Option("--fsdp", help="Data-parallel processes share weights, gradients and optimizer state out.")
+]
 Nproc = Annotated[int, typer.Option(help="Processes to start on this machine by torchrun, unless it has.")]
 
 
