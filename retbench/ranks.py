@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from retbench import isolate
 from retbench.environment import ROOT
@@ -100,7 +100,7 @@ def run(session: "Session", report: "Report", nproc: int) -> None:
     if training.ranks == 1:
         session.run(report)
     elif launched() is None:
-        launch(nproc, sys.argv[1:])
+        sys.exit(launch(nproc, sys.argv[1:]))
     elif is_follower():
         Group.join().follow()
     else:
@@ -108,12 +108,24 @@ def run(session: "Session", report: "Report", nproc: int) -> None:
             replace(session, execute=execute, predicts=False).run(report)
 
 
-def launch(nproc: int, arguments: Sequence[str]) -> NoReturn:
-    """Becomes torchrun, which runs ``retbench`` with the same arguments in ``nproc`` processes."""
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    variables = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    command = [sys.executable, "-m", LAUNCHER, "--standalone", "--nproc-per-node", str(nproc), "-m", "--", "retbench"]
-    os.execve(sys.executable, [*command, *arguments], variables)
+def launch(nproc: int, arguments: Sequence[str]) -> int:
+    """Runs ``retbench`` with the same arguments in ``nproc`` processes by torchrun -> the first exit status but 0."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import parse_args
+    from torch.distributed.run import run as torchrun
+
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # else torchrun says that it does so; children set their own
+    words = ["--standalone", "--nproc-per-node", str(nproc), "-m", "--", "retbench", *arguments]
+    try:
+        torchrun(parse_args(words))  # type: ignore[no-untyped-call]
+    except ChildFailedError as error:
+        _, failure = error.get_first_failure()
+        return max(failure.exitcode, 1)  # negative for a signal
+    except SignalException as error:
+        return 128 + error.sigval
+    return 0
 
 
 @dataclass(frozen=True)

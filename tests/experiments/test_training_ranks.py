@@ -104,6 +104,23 @@ def test_a_rank_that_is_killed_ends_its_cell_and_not_the_others(tmp_path: Path) 
 
 @on_linux
 @pytest.mark.slow
+def test_an_interrupt_ends_all_ranks_and_keeps_what_is_stored(tmp_path: Path) -> None:
+    with started(tmp_path, *TINY, *TWO, "--systems", "retnet,transformer", "--budget", "4s") as command:
+        command.wait_for("[2/2]")
+        workers = [worker_of_rank(command.process.pid, rank) for rank in range(2)]
+        command.process.send_signal(signal.SIGINT)
+        status = command.finish()
+        for worker in workers:
+            wait_for_end(worker)
+
+    assert status == 130
+    assert "interrupted: 1 of 2 cells are stored in results/" in command.heard
+    assert "Traceback" not in command.heard
+    assert len(stored(tmp_path, "training")) == 1
+
+
+@on_linux
+@pytest.mark.slow
 def test_nothing_runs_on_when_the_launcher_is_killed(tmp_path: Path) -> None:
     with started(tmp_path, *TINY, *TWO, "--systems", "retnet", "--budget", "600s") as command:
         command.wait_for("[1/1]")
