@@ -104,10 +104,8 @@ class HyenaFilter(Float32Module):
             hidden = torch.sin(self.frequency * linear(hidden))  # (T, width)
         rates = window_rates(config.d_model, time.device)
         if self.mesh is not None:
-            hidden, rates = (
-                summed_gradient(hidden, self.mesh),
-                rates.chunk(self.mesh.size())[self.mesh.get_local_rank()],
-            )
+            hidden = summed_gradient(hidden, self.mesh)
+            rates = rates.chunk(self.mesh.size())[self.mesh.get_local_rank()]
         window = (-rates[:, None] * time).to(dtype).exp()  # (D, T)
         return self.output.weight @ hidden.mT * window + F.pad(self.D[:, None], (0, length - 1))
 
