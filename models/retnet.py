@@ -16,7 +16,7 @@ from models.config import Config, require_divisible
 from models.language_model import Constant, LanguageModel, LayerState, Mixer, Positions, state_dtype
 from models.linear import Linear
 from models.native.decoder import MixerShape
-from models.parallel import Split
+from models.parallel import Split, summed_gradient
 from models.rotary import rotate
 
 if TYPE_CHECKING:
@@ -135,6 +135,7 @@ class MultiScaleRetention(Mixer):
         super().__init__()
         self.config = config
         self.n_heads = config.n_heads  # of this rank
+        self.mesh: DeviceMesh | None = None  # of the ranks that share the heads out
         d_values = config.n_heads * config.d_v
         self.q_proj = Linear(config.d_model, config.d_model, bias=False)
         self.k_proj = Linear(config.d_model, config.d_model, bias=False)
@@ -185,8 +186,6 @@ class MultiScaleRetention(Mixer):
         return sys.maxsize
 
     def split(self) -> Split:
-        if self.group_norm_weight is not None:
-            raise NotImplementedError("no tensor parallelism: the heads share the weight of group_norm_affine")
         columns = ("q_proj", "k_proj", "v_proj", *(["g_proj"] if self.config.gate else []))
         return Split(("n_heads",), columns, rows=("out_proj",))
 
@@ -212,6 +211,8 @@ class MultiScaleRetention(Mixer):
             return retention.scale_rows(out, row_scales)
         shape, eps = (self.config.d_v,), self.config.norm_eps
         weight = None if self.group_norm_weight is None else self.group_norm_weight.to(out.dtype)
+        if weight is not None and self.mesh is not None:
+            weight = summed_gradient(weight, self.mesh)  # all heads share it
         if self.config.group_norm == "rmsnorm":
             return F.rms_norm(out, shape, weight, eps)
         return F.layer_norm(out, shape, weight, None, eps)
@@ -250,6 +251,8 @@ class RetNet(LanguageModel):
 
     def keep_part_(self, mesh: "DeviceMesh") -> None:
         super().keep_part_(mesh)
+        for block in self.blocks:
+            cast(MultiScaleRetention, block.mixer).mesh = mesh
         whole, rank, degree = self._log_gamma, mesh.get_local_rank(), mesh.size()
         self._log_gamma = Constant(lambda device: whole.on(device).chunk(degree)[rank])  # (H,) of this rank
 

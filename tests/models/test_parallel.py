@@ -25,6 +25,7 @@ VARIANTS = (
     Case("transformer", tensor=2, options=LLAMA, chunked=True, checkpointing=True),
     Case("retnet", tensor=2, options={"form": "parallel"}, checkpointing=True),
     Case("retnet", tensor=2, options={"form": "recurrent", "gamma": "eq8"}, chunked=True),
+    Case("retnet", tensor=2, options={"group_norm_affine": True}),
     Case("transformer", shards=2, options=LLAMA, chunked=True, checkpointing=True),
     Case("retnet", replicas=2, chunked=True, checkpointing=True),
 )
@@ -50,6 +51,7 @@ def check(case: Case, figures: dict[str, float]) -> None:
 def beside(case: Case) -> int:
     """Bytes of the parameters that tensor parallelism leaves whole, in float64."""
     norms = (2 * N_LAYERS + 1) * D_MODEL * (1 if case.options.get("norm") == "rmsnorm" else 2)
+    norms += N_LAYERS * D_MODEL if case.options.get("group_norm_affine") else 0  # one weight of d_v for all heads
     return 8 * (norms + N_LAYERS * WHOLE.get(case.system, 0)) if case.tensor > 1 else 0
 
 
@@ -110,8 +112,3 @@ def test_everything_that_is_shared_out_must_divide(option: str, value: int, name
 
     with pytest.raises(ValueError, match=f"does not divide {name} = {value} of transformer; possible are 1$"):
         check_degree(model, 2)
-
-
-def test_a_weight_that_all_heads_share_is_refused_in_words() -> None:
-    with pytest.raises(NotImplementedError, match="the heads share the weight of group_norm_affine"):
-        check_degree(build("retnet", "tiny", group_norm_affine=True), 2)
