@@ -91,13 +91,12 @@ def _memory_table(records: Sequence[Record], conditions: tuple[str, ...]) -> Tab
         Column("peak_memory_bytes", f"peak\n{unit}", "bytes"),
         *(Column(f"{part}_bytes", heads[part], "bytes") for part in PARTS),
     )
-    early = any(record.metrics.get("gradients_bytes") == 0 for record in known)
     names = ("peak_memory_bytes", *(f"{part}_bytes" for part in PARTS))
     rows = [(*_setting(record), *(_memory(record, name, size) for name in names)) for record in known]
     notes = (
         f"{unit} at the moment of the peak; optimizer: moments, and master weights where there are any; logits: all "
         "between the input of the head and its gradient, the loss included; rest: what operators use inside",
-        *(("gradients of 0: the peak is in the loss, before there are any",) * early),
+        "gradients of 0: the peak is in the loss, before there are any",
         *(("compiled: activations, logits and gradients are in the rest",) * any(one.cell.compile for one in known)),
         *conditions,
     )
