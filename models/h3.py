@@ -230,6 +230,12 @@ class H3Mixer(Mixer):
         out: Tensor = self.out_proj((q[..., None] * y).sum(2).flatten(1).to(x.dtype))
         return out
 
+    def split(self) -> Split:
+        parameters = [
+            f"{name}.{key}" for name in ("shift", "ssm") for key, _ in self.get_submodule(name).named_parameters()
+        ]
+        return Split(("n_heads",), ("q_proj", "k_proj", "v_proj"), ("out_proj",), tuple(parameters))
+
     @torch.no_grad()
     def init_state(self, batch_size: int, max_seq_len: int) -> H3State:
         config, skip = self.config, self.ssm.D
@@ -244,12 +250,6 @@ class H3Mixer(Mixer):
             readout=_pairs(2 * c.conj(), skip.dtype),
             skip=skip.clone(),
         )
-
-    def split(self) -> Split:
-        parameters = [
-            f"{name}.{key}" for name in ("shift", "ssm") for key, _ in self.get_submodule(name).named_parameters()
-        ]
-        return Split(("n_heads",), ("q_proj", "k_proj", "v_proj"), ("out_proj",), tuple(parameters))
 
     def _shifted(self, k: Tensor, kept: H3State | None) -> Tensor:
         """k (B, D, T) after the shift SSM; keeps the last inputs."""

@@ -124,13 +124,13 @@ class LinearAttention(Mixer):
         out: Tensor = self.out_proj(y.flatten(-2).to(x.dtype))
         return out
 
+    def split(self) -> Split:
+        return Split(("n_heads",), ("q_proj", "k_proj", "v_proj"), rows=("out_proj",))
+
     def init_state(self, batch_size: int, max_seq_len: int) -> LinearAttentionState:
         weight, config = self.q_proj.weight, self.config
         shape = (batch_size, self.n_heads, config.d_head, config.d_head + 1)
         return LinearAttentionState(torch.zeros(shape, dtype=state_dtype(weight.dtype), device=weight.device))
-
-    def split(self) -> Split:
-        return Split(("n_heads",), ("q_proj", "k_proj", "v_proj"), rows=("out_proj",))
 
     def _qkv(self, x: Tensor, positions: Positions) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, T, D) -> q, k, v (B, H, T, K), q and k rotated"""

@@ -82,17 +82,17 @@ class LSTMMixer(Mixer):
         kept.output.copy_(output)
         return output
 
-    def init_state(self, batch_size: int, max_seq_len: int) -> LSTMState:
-        weight = self.lstm.all_weights[0][0]
-        dtypes = (weight.dtype, state_dtype(weight.dtype))
-        output, cell = (torch.zeros(batch_size, self.d_model, dtype=dtype, device=weight.device) for dtype in dtypes)
-        return LSTMState(output, cell)
-
     def split(self) -> Split:
         raise NotImplementedError(
             "no tensor parallelism: every channel of an LSTM reads all of the last output, which ranks would have to "
             "exchange at every position"
         )
+
+    def init_state(self, batch_size: int, max_seq_len: int) -> LSTMState:
+        weight = self.lstm.all_weights[0][0]
+        dtypes = (weight.dtype, state_dtype(weight.dtype))
+        output, cell = (torch.zeros(batch_size, self.d_model, dtype=dtype, device=weight.device) for dtype in dtypes)
+        return LSTMState(output, cell)
 
 
 class LSTM(LanguageModel):
