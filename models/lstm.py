@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from models.config import Config
 from models.language_model import LanguageModel, LayerState, Mixer, Positions, state_dtype
+from models.parallel import Split
 
 SYSTEMS = {
     "lstm": {
@@ -80,6 +81,12 @@ class LSTMMixer(Mixer):
         output = (o.sigmoid() * kept.cell.tanh()).to(x.dtype)  # (B, D)
         kept.output.copy_(output)
         return output
+
+    def split(self) -> Split:
+        raise NotImplementedError(
+            "no tensor parallelism: every channel of an LSTM reads all of the last output, which ranks would have to "
+            "exchange at every position"
+        )
 
     def init_state(self, batch_size: int, max_seq_len: int) -> LSTMState:
         weight = self.lstm.all_weights[0][0]

@@ -1,5 +1,6 @@
 """The command line: one verb per experiment file, and ``list``. Imports no torch."""
 
+import os
 import sys
 from typing import Annotated
 
@@ -20,7 +21,8 @@ def main() -> None:
         status = make_app()(sys.argv[1:] or ["--help"], standalone_mode=False)
     except (UsageError, typer.TyperException) as error:
         text = _with_hint(error) if isinstance(error, typer.TyperException) else str(error)
-        print(f"retbench: {' '.join(text.split())}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun has started, one says it
+            print(f"retbench: {' '.join(text.split())}", file=sys.stderr)
         status = 2
     except (KeyboardInterrupt, typer.Abort):
         status = 130

@@ -12,6 +12,7 @@ from models.catalogue import peer_of
 from retbench import plan
 from retbench.devices import Device
 from retbench.errors import UsageError
+from retbench.isolate import run_worker
 from retbench.plan import Prediction
 from retbench.progress import Progress
 from retbench.quantities import format_bytes, format_duration
@@ -19,7 +20,7 @@ from retbench.record import Record
 from retbench.report.tables import Column, Entry, Format, Table, render, to_rich
 from retbench.spec import Cell
 from retbench.store import Store, results_path
-from retbench.sweep import Sweep
+from retbench.sweep import Execute, Sweep
 from retbench.timing import Deadline
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class Session:
     fresh: bool
     dry_run: bool
     output_format: str
+    execute: Execute = run_worker  # how a cell is run
     predicts: bool = True  # the bytes of every cell beforehand; without, every cell gets the same time
 
     def run(self, report: Report) -> None:
@@ -69,7 +71,7 @@ class Session:
         progress = Progress(len(self.cells), lambda some, width: to_rich(report.tables(some)[0], width), console)
         try:
             with progress:
-                records = sweep.run(known, predictions, deadline, progress)
+                records = sweep.run(known, predictions, deadline, progress, self.execute)
         except KeyboardInterrupt:
             done = len(progress.records)
             self._say(console, f"interrupted: {done} of {len(self.cells)} cells are stored in {store.path};")

@@ -22,6 +22,11 @@ class Training:
     fsdp: bool = False  # whether these share weights, gradients and optimizer state
 
     @property
+    def ranks(self) -> int:
+        """The processes that make a step together."""
+        return self.tensor_parallel * self.data_parallel
+
+    @property
     def words(self) -> str:
         """What differs from the plain step, empty where nothing does."""
         words = {

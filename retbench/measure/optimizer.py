@@ -1,6 +1,7 @@
 """AdamW that keeps float32 master weights for parameters of fewer bits."""
 
 from collections.abc import Iterable
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +13,8 @@ class MasterAdamW:
     """Fused AdamW, in place and without scratch memory.
 
     A parameter of fewer than 32 bits is the rounded copy of a master weight that lives here; so does its gradient, in
-    float32, which micro-batches add to. Bytes a parameter: bf16 2 + gradient 4 + optimizer 12 (master, two moments);
-    fp32 4 + gradient 4 + optimizer 8.
+    float32, which micro-batches add to. Bytes a parameter: bf16 2, its gradient 2 and collected 4, optimizer 12 (a
+    master, two moments); fp32 4, its gradient 4, optimizer 8.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> None:
@@ -22,7 +23,9 @@ class MasterAdamW:
         self._masters = [(parameter, nn.Parameter(parameter.detach().float())) for parameter in small]
         plain = [parameter for parameter in self._parameters if parameter.itemsize >= torch.float32.itemsize]
         updated = [*plain, *(master for _, master in self._masters)]
-        self._adamw = torch.optim.AdamW(updated, lr=learning_rate, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True)
+        # A DTensor and a plain tensor cannot pass through one fused operator.
+        groups = [{"params": [*same]} for _, same in groupby(sorted(updated, key=_kind), key=_kind)]
+        self._adamw = torch.optim.AdamW(groups, lr=learning_rate, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True)
 
     def collect_gradients(self) -> None:
         """Adds gradients of fewer bits to those of the master weights and drops them; again, it does nothing."""
@@ -52,3 +55,7 @@ class MasterAdamW:
         """What the optimizer keeps beside the model: master weights, moments and step counts; empty before a step."""
         state = [tensor for values in self._adamw.state.values() for tensor in values.values()]
         return [*(master for _, master in self._masters), *state]
+
+
+def _kind(parameter: Tensor) -> str:
+    return type(parameter).__name__
