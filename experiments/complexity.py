@@ -331,12 +331,15 @@ def _draw_line(ax: "Axes", record: Record, look: Any, name: str, key: str, scale
 
 
 def _finish(ax: "Axes", lengths: Sequence[int]) -> None:
-    """Lengths as ticks, the legend with the exponents beside the panel."""
-    from matplotlib.ticker import NullLocator
+    """Lengths as ticks, plain numbers beside them, the legend with the exponents beside the panel."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     from retbench.report.numbers import length
 
     ax.set_xticks(lengths, [length(tick) for tick in lengths])
     ax.xaxis.set_minor_locator(NullLocator())
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     if ax.lines:
         ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))

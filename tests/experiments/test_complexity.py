@@ -127,7 +127,8 @@ def test_a_state_does_not_grow_by_a_byte_or_grows_with_every_token(system: str) 
 @pytest.mark.parametrize("system", complexity.SYSTEMS.split(","))
 def test_training_bytes_grow_with_an_exponent_that_is_right_to_2_percent(system: str) -> None:
     model = build(system, "tiny", d_model=32, d_ffn=64, n_layers=1, vocab_size=8)
-    shortest = {"transformer": 512, "transformer-flash": 2048, "h3": 256}.get(system, 1024)  # below, the peak is in another place
+    # Below, the peak is in another place.
+    shortest = {"transformer": 512, "transformer-flash": 2048, "h3": 256}.get(system, 1024)
 
     def train_bytes(length: int) -> int:
         tokens = random_tokens(1, length + 1, vocab_size=8)
