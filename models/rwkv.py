@@ -3,6 +3,7 @@
 # B batch, T positions, D model dim
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Literal, Self, cast
 
@@ -90,6 +91,9 @@ class TimeMix(Mixer):
         width, dtype = weight.shape[0], weight.dtype
         previous = torch.zeros(batch_size, width, dtype=dtype, device=weight.device)
         return TimeMixState(previous, wkv.empty_state(batch_size, width, state_dtype(dtype), weight.device))
+
+    def capture_limit(self, state: LayerState) -> int:
+        return sys.maxsize
 
     @torch.no_grad()
     def initialise(self, layer: int, n_layers: int) -> None:
