@@ -33,7 +33,7 @@ ORDERS: dict[str, Callable[[float], float]] = {  # the exponent seen around a le
     "O(N^2)": lambda length: 2.0,
 }
 TIME_TOLERANCE, BYTE_TOLERANCE = 0.15, 0.03  # of an exponent, for terms that have not died out at these lengths
-PARALLEL, SEQUENTIAL = 0.55, 0.45  # parallel_share: above, positions are read together; below, one after the other
+PARALLEL, SEQUENTIAL = 0.6, 0.5  # parallel_share: above, positions are read together; below, one after the other
 
 
 def command(
