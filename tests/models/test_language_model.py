@@ -98,6 +98,29 @@ def in_chunks(system: str, dtype: torch.dtype, chunk_size: int) -> LanguageModel
     return model
 
 
+@pytest.mark.parametrize("length", [2, 128, 129, 256, 257, 513])  # chunks and blocks are of 128, 256 and 512
+@pytest.mark.parametrize("system", systems())
+def test_equal_tokens_are_read_right_around_the_borders_of_chunks(system: str, length: int) -> None:
+    model, tokens = shared_model(system, torch.float64), torch.full((1, length), 7)
+
+    whole = model(tokens).detach()
+    split = read(model, tokens, [length - 1])
+
+    assert whole.isfinite().all()
+    assert error(split, whole[:, -2:]) < 1e-9
+
+
+@pytest.mark.parametrize("system", systems())
+def test_one_token_is_a_text(system: str) -> None:
+    model, token = shared_model(system, torch.float64), random_tokens(2, 1)
+
+    logits = model(token).detach()[:, 0]
+    stepped, _ = model.step(token[:, 0], model.init_state(2, 1))
+
+    assert error(model.prefill(token)[0], logits) < 1e-9
+    assert error(stepped, logits) < 1e-9
+
+
 @pytest.mark.parametrize(
     ("system", "decoding"),
     [("h3", False), ("hyena", False), ("linear-transformer", False), ("linear-transformer", True), ("lstm", False),
