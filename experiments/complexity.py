@@ -137,6 +137,7 @@ def figures(records: Sequence[Record]) -> "Mapping[str, Figure]":
 
 _EXPONENTS = {
     "decode": "decode\ntime",
+    "step_bytes": "step\nbytes",
     "state": "state\nbytes",
     "prefill": "prefill\ntime",
     "prefill_memory": "prefill\nbytes",
@@ -154,6 +155,7 @@ def exponents(record: Record) -> "dict[str, Interval | None]":
 
     return {
         "decode": added_time_growth(known("decode_ms_groups")),
+        "step_bytes": byte_growth(known("step_bytes")),
         "state": byte_growth(known("state_bytes")),
         "prefill": time_growth(known("prefill_ms_groups")),
         "prefill_memory": byte_growth(known("prefill_peak_memory_bytes")),
@@ -235,7 +237,7 @@ def _claim_rows(record: Record) -> "list[tuple[Entry, ...]]":
     for name, words, key, orders, tolerance in _CLAIMS:
         said = claim[key] if claim else None
         decided = verdict(found[name], said, orders, around, tolerance) if said else ABSENT
-        rows.append((system, Entry(key, words), *_measured_entries(found[name]), *_said(said, decided)))
+        rows.append((system, Entry(name, words), *_measured_entries(found[name]), *_said(said, decided)))
     return [_parallel_row(record, system, claim), *rows]
 
 
@@ -284,12 +286,13 @@ def _said(said: str | None, decided: str) -> "tuple[Entry, Entry]":
 
 _CLAIMS = (
     ("decode", "decode, time a token", "inference_cost", ("O(1)", "O(N)"), TIME_TOLERANCE),
+    ("step_bytes", "decode, bytes a token", "inference_cost", ("O(1)", "O(N)"), BYTE_TOLERANCE),
     ("train_memory", "training, memory", "memory", ("O(N)", "O(N log N)", "O(N^2)"), BYTE_TOLERANCE),
 )
 
 _NOTES = (
-    "exponents are fitted to the longest lengths; decode: what the context adds to a step; memory: the "
-    "fastest-growing term of exact bytes, forward + backward",
+    "exponents are fitted to the longest lengths; decode: what the context adds to the time of a step, and the bytes "
+    "of state that it must move; memory: the fastest-growing term of exact bytes, forward + backward",
     f"the vocabulary is {VOCAB_SIZE}, so that the head does not hide what grows",
     "parallel: forward + backward of one layer's mixer, 64 wide, over 256 texts of one position / over one text of 256 "
     f"positions: the same products; above {PARALLEL:g} positions are read together, below {SEQUENTIAL:g} they wait for "

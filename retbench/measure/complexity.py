@@ -149,7 +149,7 @@ def _bytes(series: list[Series], model: LanguageModel, task: Task, length: int) 
     state = model.init_state(task.cell.batch_size, length)
     state.fill_(length)
     peaks = {f"{one.kind}_peak_memory_bytes": one.peak_bytes[length] for one in series if length in one.peak_bytes}
-    return {"context": length, "state_bytes": state.nbytes, **peaks}
+    return {"context": length, "state_bytes": state.nbytes, "step_bytes": state.step_bytes(), **peaks}
 
 
 def _times(series: list[Series], length: int) -> Part:

@@ -68,7 +68,7 @@ def test_the_table_shows_measured_exponents_beside_the_papers_and_failures_in_wo
     lengths = [256 * 2**n for n in range(7)]
     contexts = [
         {"context": n, "decode_ms_groups": [[2.0 + n / 256, 2.0 + n / 256]] * 3, "state_bytes": 64 * n,
-         "train_ms": 1.0, "train_peak_memory_bytes": 10**6 + n * n}
+         "step_bytes": 64 * n, "train_ms": 1.0, "train_peak_memory_bytes": 10**6 + n * n}
         for n in lengths
     ]  # fmt: skip
     metrics = {"parallel_speedup": 90.0, "parallel_share": 0.9, "parallel_share_low": 0.8, "parallel_share_high": 1.0}
@@ -78,7 +78,7 @@ def test_the_table_shows_measured_exponents_beside_the_papers_and_failures_in_wo
     claims, exponents = complexity.tables([transformer, failed])
 
     verdicts = {row[1].value: row[-1].text for row in claims.rows if row[0].text == "transformer"}
-    assert verdicts == {"training_parallel": "agrees", "inference_cost": "agrees", "memory": "agrees"}
+    assert verdicts == dict.fromkeys(("training_parallel", "decode", "step_bytes", "train_memory"), "agrees")
     assert [row[-1].text for row in claims.rows if row[0].text == "retnet"] == ["killed"]
     assert any("killed by SIGKILL" in note for note in claims.footnotes)
     assert [entry.text for entry in exponents.rows[0]][:3] == ["transformer", "1.00", "1.00"]
@@ -96,7 +96,7 @@ def test_the_command_measures_every_length_and_draws_the_figure(tmp_path: Path) 
     assert len(set(states["retnet"])) == 1
     assert states["transformer"] == [states["transformer"][0] * 2**n for n in range(4)]
     rows = {row["system"]: row for row in json.loads(done.stdout)["exponents"]["rows"]}
-    assert rows["retnet"]["state_exponent"] == 0
+    assert rows["retnet"]["state_exponent"] == rows["retnet"]["step_bytes_exponent"] == 0
     assert rows["transformer"]["state_exponent"] == pytest.approx(1.0, abs=0.02)
     assert rows["retnet"]["parallel_speedup"] > 0
     assert by_system["retnet"].metrics["parallel_share_low"] <= by_system["retnet"].metrics["parallel_share_high"]
