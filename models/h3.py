@@ -4,6 +4,7 @@
 # C positions of a block, G blocks
 
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self, cast
@@ -250,6 +251,9 @@ class H3Mixer(Mixer):
             readout=_pairs(2 * c.conj(), skip.dtype),
             skip=skip.clone(),
         )
+
+    def capture_limit(self, state: LayerState) -> int:
+        return sys.maxsize
 
     def _shifted(self, k: Tensor, kept: H3State | None) -> Tensor:
         """k (B, D, T) after the shift SSM; keeps the last inputs."""

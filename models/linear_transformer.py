@@ -2,6 +2,7 @@
 
 # B batch, T positions, D model dim, H heads, K key and value dim of a head
 
+import sys
 from dataclasses import dataclass
 from typing import Self, cast
 
@@ -131,6 +132,9 @@ class LinearAttention(Mixer):
         weight, config = self.q_proj.weight, self.config
         shape = (batch_size, self.n_heads, config.d_head, config.d_head + 1)
         return LinearAttentionState(torch.zeros(shape, dtype=state_dtype(weight.dtype), device=weight.device))
+
+    def capture_limit(self, state: LayerState) -> int:
+        return sys.maxsize
 
     def _qkv(self, x: Tensor, positions: Positions) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, T, D) -> q, k, v (B, H, T, K), q and k rotated"""

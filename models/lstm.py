@@ -2,6 +2,7 @@
 
 # B batch, T positions, D model dim
 
+import sys
 from dataclasses import dataclass
 from typing import Self, cast
 
@@ -93,6 +94,9 @@ class LSTMMixer(Mixer):
         dtypes = (weight.dtype, state_dtype(weight.dtype))
         output, cell = (torch.zeros(batch_size, self.d_model, dtype=dtype, device=weight.device) for dtype in dtypes)
         return LSTMState(output, cell)
+
+    def capture_limit(self, state: LayerState) -> int:
+        return sys.maxsize
 
 
 class LSTM(LanguageModel):

@@ -3,6 +3,7 @@
 # B batch, T positions, D model dim
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Literal, Self, cast
 
@@ -97,6 +98,9 @@ class TimeMix(Mixer):
         parameters = ("time_decay", "time_first")
         columns = ("r_proj", "k_proj", "v_proj")
         return Split(("width",), columns, ("out_proj",), parameters, only_projections=False)
+
+    def capture_limit(self, state: LayerState) -> int:
+        return sys.maxsize
 
     @torch.no_grad()
     def initialise(self, layer: int, n_layers: int) -> None:
