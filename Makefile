@@ -12,7 +12,7 @@ test: .venv/installed lint
 	OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0 $(BIN)/pytest -n 2 --dist worksteal
 
 test-slow: .venv/installed
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow -rs
 
 lint: .venv/installed
 	$(BIN)/ruff check .

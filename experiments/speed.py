@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from models.catalogue import paper_systems
 from retbench import options
 from retbench.devices import find_device
 from retbench.quantities import format_duration, parse_duration
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from retbench.report.tables import Table
 
 SYSTEMS = ("retnet", "transformer", "transformer-flash")
+TRAINED = tuple(name for name in paper_systems() if name != "transformer-concat-cache")  # which trains as the eager one
 FLASH = ("retnet", "transformer-flash")  # at long prompts an eager Transformer would need the memory of T x T scores
 
 Cases = Annotated[str, typer.Option(help="Comma-separated, or all; an unknown one lists them.")]
@@ -33,24 +35,26 @@ Quick = Annotated[
 
 @dataclass(frozen=True)
 class Case:
-    """Cells that one child measures in turn: they differ in system, weights, length and batch alone."""
+    """Cells that one child measures in turn: they differ in system, weights, compilation, length and batch alone."""
 
     cell: Cell
     systems: tuple[str, ...]
     points: tuple[tuple[int, int], ...]  # length and batch
     quantize: tuple[Quantize, ...] = ("none",)
+    compile: tuple[bool, ...] = (False,)
 
     def cells(self, quick: bool) -> list[Cell]:
-        """Every combination; a quick case is tiny and has two points at most."""
-        points = self.points
+        """Every combination; a quick case is tiny, has two points at most and compiles nothing."""
+        points, compiles = self.points, self.compile[:1] if quick else self.compile
         cell = self.cell
         if quick:
             cell = replace(cell, size="tiny", n_layers=None)
             points = tuple((128, batch) for batch in sorted({min(batch, 2) for _, batch in points}))
         return [
-            replace(cell, system=system, quantize=quantize, seq_len=seq_len, batch_size=batch_size)
+            replace(cell, system=system, quantize=quantize, compile=compiled, seq_len=seq_len, batch_size=batch_size)
             for seq_len, batch_size in points
             for quantize in self.quantize
+            for compiled in compiles
             for system in self.systems
         ]
 
@@ -105,22 +109,21 @@ def all_cases(device: str, threads: int, seed: int) -> dict[str, Case]:
         found[f"decode-{name}"] = Case(deep, SYSTEMS, ((8192, 1), (8192, 8)))
         small = replace(deep, size="small", dtype="fp32", n_layers=None)
         found[f"decode-fp32-{name}"] = Case(small, SYSTEMS, ((8192, 1), (8192, 8)))
-    prompt, step = replace(wide, workload="prefill"), replace(wide, workload="train_step", threads=1)
+    prompt = replace(wide, workload="prefill")
+    layer = replace(wide, workload="train_step", threads=1, size="small", n_layers=1, vocab_size=8)
     return found | {
         "decode-int8": Case(wide, SYSTEMS[:2], ((4096, 1), (4096, 8)), ("none", "int8")),
         "batch": Case(wide, SYSTEMS, tuple((2048, batch) for batch in (1, 2, 4, 8, 16, 32))),
-        "prefill-layer": Case(replace(prompt, n_layers=1), FLASH, ((8192, 1),)),
+        "prefill-layer": Case(replace(prompt, n_layers=1), FLASH, ((8192, 1),), compile=(False, True)),
         "prefill-model": Case(replace(prompt, n_layers=2), FLASH, ((8192, 1),)),
         # The head is left out, nearly: it would be more than half of the work of one layer of this width.
-        **{
-            f"train-{length}": Case(replace(step, size="small", n_layers=1, vocab_size=8), FLASH, ((length, 1),))
-            for length in (2048, 8192)
-        },
+        **{f"train-{length}": Case(layer, FLASH, ((length, 1),), compile=(False, True)) for length in (2048, 8192)},
+        "train-systems": Case(replace(layer, workload="train_tokens"), TRAINED, ((1024, 1), (4096, 1))),
     }
 
 
 def tables(records: Sequence[Record]) -> "list[Table]":
-    """The limits, decode, its scaling, prefill and training: what of them was measured."""
+    """The limits, decode, its scaling, prefill, training and training of all systems: what of them was measured."""
     from retbench.report.speed_tables import speed_tables
 
     return speed_tables(records)

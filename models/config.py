@@ -57,7 +57,14 @@ class Config:
     def _matched_d_ffn(self) -> int:
         """The FFN width, a multiple of 8, that brings mixer + FFN to 12 d_model^2 parameters."""
         matrices = 2 if self.ffn == "gelu" else 3
-        return round((12 * self.d_model**2 - self.mixer_parameters) / (matrices * self.d_model * 8)) * 8
+        layer, mixer = 12 * self.d_model**2, self.mixer_parameters
+        d_ffn = round((layer - mixer) / (matrices * self.d_model * 8)) * 8
+        if d_ffn < 1:
+            raise ValueError(
+                f"d_model {self.d_model} is too small for {self.system}: its mixer has {mixer} parameters, a whole "
+                f"layer 12 d_model^2 = {layer}; take a larger d_model, or set d_ffn"
+            )
+        return d_ffn
 
     def _check_choices(self) -> None:
         for name, hint in get_type_hints(type(self)).items():

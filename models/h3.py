@@ -279,6 +279,10 @@ class H3(LanguageModel):
     def make_mixer(self) -> Mixer:
         return H3Mixer(cast(H3Config, self.config))
 
+    @property
+    def training_form(self) -> str:
+        return "fft-convolution"
+
     def step_weights_bytes(self) -> int:
         """Without the SSMs' own: a step reads what the state holds in their place."""
         mixers = [cast(H3Mixer, block.mixer) for block in self.blocks]

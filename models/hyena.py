@@ -246,6 +246,10 @@ class Hyena(LanguageModel):
         return HyenaMixer(cast(HyenaConfig, self.config))
 
     @property
+    def training_form(self) -> str:
+        return "fft-convolution"
+
+    @property
     def decode_form(self) -> str:
         return "cached-convolution"
 
@@ -266,7 +270,9 @@ class Hyena(LanguageModel):
     def _check_length(self, length: int) -> None:
         l_max = cast(HyenaConfig, self.config).l_max
         if length > l_max:
-            raise ValueError(f"hyena reads at most l_max = {l_max} tokens, not {length}: build it with a larger l_max")
+            raise ValueError(
+                f"hyena reads at most l_max = {l_max} tokens, not {length}; l_max is a field of its config"
+            )
 
     def _initialise(self) -> None:
         super()._initialise()

@@ -149,8 +149,16 @@ class LinearTransformer(LanguageModel):
         return LinearAttention(cast(LinearTransformerConfig, self.config))
 
     @property
+    def training_form(self) -> str:
+        return "chunkwise"
+
+    @property
     def d_rotary(self) -> int:
         return cast(LinearTransformerConfig, self.config).d_head
+
+    @property
+    def notes(self) -> dict[str, object]:
+        return super().notes | {"chunk_size": cast(LinearTransformerConfig, self.config).chunk_size}
 
 
 MODEL = LinearTransformer

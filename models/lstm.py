@@ -96,5 +96,9 @@ class LSTM(LanguageModel):
     def make_mixer(self) -> Mixer:
         return LSTMMixer(cast(LSTMConfig, self.config))
 
+    @property
+    def training_form(self) -> str:
+        return "recurrent"
+
 
 MODEL = LSTM

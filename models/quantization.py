@@ -36,7 +36,7 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (..., I) -> (..., O)"""
         rows = x.reshape(-1, x.shape[-1])  # (N, I)
-        if len(rows) <= MOST_ROWS[x.dtype] and rows.shape[1] % BLOCK == 0:
+        if len(rows) <= MOST_ROWS.get(x.dtype, 0) and rows.shape[1] % BLOCK == 0:
             out = torch._weight_int8pack_mm(rows.contiguous(), self.quantized, self.scale)  # (N, O)
         else:
             out = F.linear(rows, self.quantized.to(x.dtype)) * self.scale

@@ -235,6 +235,10 @@ class RetNet(LanguageModel):
         return MultiScaleRetention(cast(RetNetConfig, self.config))
 
     @property
+    def training_form(self) -> str:
+        return self.form
+
+    @property
     def d_rotary(self) -> int:
         return cast(RetNetConfig, self.config).d_k
 
@@ -255,6 +259,10 @@ class RetNet(LanguageModel):
         if wanted != "auto":
             return wanted
         return "fla" if self.embedding.weight.is_cuda and not self.backend_refusals() else "torch"
+
+    @property
+    def notes(self) -> dict[str, object]:
+        return super().notes | ({"chunk_size": self.chunk_size} if self.form == "chunkwise" else {})
 
     def backend_refusals(self) -> dict[str, str]:
         config, weight = cast(RetNetConfig, self.config), self.embedding.weight

@@ -132,6 +132,10 @@ class RWKV(LanguageModel):
     def make_mixer(self) -> Mixer:
         return TimeMix(cast(RWKVConfig, self.config))
 
+    @property
+    def training_form(self) -> str:
+        return "chunkwise"
+
     def _initialise(self) -> None:
         super()._initialise()
         if self.embedding.weight.device.type != "meta":

@@ -78,14 +78,26 @@ def _options(
 
 def _list(
     what: Annotated[str, typer.Argument(help=f"One of {', '.join(LISTS)}; all of them by default.")] = "all",
+    size: Annotated[str, typer.Option(help="Sizes at which `list systems` shows parameters and state.")] = "small",
 ) -> None:
-    """Lists systems, peers, sizes, experiments and devices."""
+    """Lists systems, peers, sizes, experiments and devices; systems alone with parameters, state and forms."""
     chosen = choose(what, LISTS, "list")
+    if chosen == ["systems"]:
+        _show_systems(size)
+        return
     for name in chosen:
         entries = _ENTRIES[name]()
         width = max(map(len, entries))
         lines = [f"{entry:<{width}}  {text}" for entry, text in entries.items()]
         typer.echo("\n".join(lines if len(chosen) == 1 else [f"{name}:", *(f"  {line}" for line in lines), ""]))
+
+
+def _show_systems(size: str) -> None:
+    from models.sizes import SIZES  # imported late, as in _systems
+    from retbench.report.tables import render
+    from retbench.systems import systems_table
+
+    render(systems_table(choose(size, SIZES, "size")), "table", sys.stdout)
 
 
 def _install_peers(

@@ -1,11 +1,14 @@
 """Predicted bytes of every cell before anything runs; the prediction itself needs torch and happens in a child."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 from models.catalogue import peer_of
 from retbench import isolate
 from retbench.devices import Device
+from retbench.errors import UsageError
+from retbench.isolate import Outcome
 from retbench.quantities import format_duration
 from retbench.spec import Cell
 from retbench.timing import TRIVIAL_S
@@ -21,14 +24,33 @@ MARGIN = 1.15  # a prefill is planned for when this many times its time is there
 
 
 def predict(cells: Sequence[Cell]) -> tuple[list[Prediction], list[str]]:
-    """A prediction for every cell, that of its twin for a peer's; empty where there is none, and in words why not."""
-    request = {"task": "predict", "cells": [asdict(_predictable(cell)) for cell in cells]}
-    outcome = isolate.run_worker(request, threads=1, timeout_s=TIMEOUT_S)
+    """A prediction for every cell, that of its twin for a peer's; empty where there is none, and in words why not.
+
+    Raises UsageError for a model that cannot be, as ``describe``.
+    """
+    outcome = _asked({"task": "predict", "cells": [_predictable(cell).to_dict() for cell in cells]})
     predictions = [message["predicted"] for message in outcome.messages]
     problems = [message["problem"] for message in outcome.messages if message["problem"]]
     if outcome.status != "ok":
         problems.append(f"the prediction ended early ({outcome.status}: {outcome.reason})")
     return predictions + [{}] * (len(cells) - len(predictions)), problems
+
+
+def describe(cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """What the model of every cell is (``measure.describe``); raises UsageError for one that cannot be."""
+    outcome = _asked({"task": "describe", "cells": [_predictable(cell).to_dict() for cell in cells]})
+    if outcome.status != "ok":
+        raise UsageError(f"the models cannot be described ({outcome.status}): {outcome.reason}")
+    return [message["facts"] for message in outcome.messages]
+
+
+def _asked(request: dict[str, Any]) -> Outcome:
+    """A child's answer."""
+    outcome = isolate.run_worker(request, threads=1, timeout_s=TIMEOUT_S)
+    for message in outcome.messages:
+        if "bad_input" in message:
+            raise UsageError(message["bad_input"])
+    return outcome
 
 
 def _predictable(cell: Cell) -> Cell:

@@ -90,7 +90,10 @@ class Session:
         return f"{len(self.cells)} cells: {words}; {first.dtype} on {first.device}, {threads}, budget {budget}"
 
     def _predict(self, cells: Sequence[Cell], console: Console) -> dict[Cell, Prediction]:
-        if not cells or not self.predicts:
+        if not cells:
+            return {}
+        if not self.predicts:
+            plan.describe(cells)  # refuses what cannot be
             return {}
         predictions, problems = plan.predict(cells)
         for problem in problems:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
+from models.cache import cache_folder
 from retbench.environment import ROOT, sha256
 from retbench.errors import UsageError
 
@@ -30,10 +31,9 @@ class Venv:
 
     @property
     def folder(self) -> Path:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         contents = [list(self.requirements), self.dependencies, {name: list(them) for name, them in self.stubs.items()}]
         lent = [sys.version, metadata.version("torch"), _lent_folders()]
-        return cache / "retbench" / "peers" / f"{self.name}-{sha256([*contents, *lent])[:12]}"
+        return cache_folder() / "peers" / f"{self.name}-{sha256([*contents, *lent])[:12]}"
 
     @property
     def python(self) -> Path:

@@ -62,7 +62,7 @@ def _measure(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     from retbench.measure.compile import compile_cell
     from retbench.measure.quantize import quantize
 
-    cell = Cell(**request["cell"])
+    cell = Cell.from_dict(request["cell"])
     device = find_device(cell.device)
     workload = import_module(f"retbench.measure.{cell.workload}")  # before the limit, which is for the cell alone
     torch.set_num_threads(cell.threads)
@@ -110,7 +110,7 @@ def _rounds(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     deadline = Deadline(request["budget_s"])
     from retbench.measure.rounds import measure
 
-    cells = [Cell(**fields) for fields in request["cells"]]
+    cells = [Cell.from_dict(fields) for fields in request["cells"]]
     steal = _steal_ticks()
     for part in measure(cells, deadline):
         share = _stolen_s(steal) / max(request["budget_s"] - deadline.left_s, 1e-3)
@@ -122,10 +122,12 @@ def _predict(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     from retbench.measure.predict import predict
 
     for fields in request["cells"]:
-        cell = Cell(**fields)
+        cell = Cell.from_dict(fields)
         try:
             yield {"predicted": predict(cell), "problem": None}
-        except (RuntimeError, ValueError, NotImplementedError) as error:
+        except ValueError as error:
+            yield _bad_input(cell, error)
+        except (RuntimeError, NotImplementedError) as error:
             yield {"predicted": {}, "problem": f"no prediction for {cell.label}: {str(error).splitlines()[0]}"}
 
 
@@ -135,7 +137,7 @@ def _brief(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
     from retbench.measure import TORCH_DTYPES, Task, backend_of, brief
 
-    cell = Cell(**request["cell"])
+    cell = Cell.from_dict(request["cell"])
     torch.set_num_threads(cell.threads)
     torch.set_default_dtype(TORCH_DTYPES[cell.dtype])
     part = {"timed": brief.time_calls, "counted": brief.count}[request["part"]]
@@ -154,7 +156,24 @@ def _brief(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     }
 
 
-_TASKS = {"measure": _measure, "brief": _brief, "rounds": _rounds, "predict": _predict}
+def _describe(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What the model of every cell is, in order."""
+    from retbench.measure.describe import describe
+
+    for fields in request["cells"]:
+        cell = Cell.from_dict(fields)
+        try:
+            yield {"facts": describe(cell)}
+        except ValueError as error:
+            yield _bad_input(cell, error)
+
+
+def _bad_input(cell: Cell, error: ValueError) -> dict[str, Any]:
+    """Tells of a cell that nobody can measure: what was asked of its model contradicts it."""
+    return {"bad_input": f"{cell.label}: {error}"}
+
+
+_TASKS = {"measure": _measure, "brief": _brief, "rounds": _rounds, "predict": _predict, "describe": _describe}
 
 
 def _failure(error: Exception) -> dict[str, str]:

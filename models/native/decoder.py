@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from models.native.library import UnavailableError, library
+from models.quantization import Int8Linear
 
 if TYPE_CHECKING:
     from models.language_model import LanguageModel, State
@@ -18,14 +19,18 @@ if TYPE_CHECKING:
 
 DTYPES = (torch.float32, torch.bfloat16)
 ROTARY = ("none", "interleaved", "half-split")
-MODEL_WEIGHTS = ("embedding.weight", "norm.weight", "norm.bias", "head.weight")  # in the order of struct Model
+MATRIX = ("weight", "scale")  # in the order of struct Matrix; a scale stands beside int8 weights alone
+MODEL_WEIGHTS = (  # in the order of struct Model
+    *("embedding.weight", "norm.weight", "norm.bias"),
+    *(f"head.{part}" for part in MATRIX),
+)
 LAYER_WEIGHTS = (  # in the order of struct Layer
     *("mixer_norm.weight", "mixer_norm.bias"),
-    *(f"mixer.{name}.weight" for name in ("q_proj", "k_proj", "v_proj", "g_proj", "out_proj")),
+    *(f"mixer.{name}.{part}" for name in ("q_proj", "k_proj", "v_proj", "g_proj", "out_proj") for part in MATRIX),
     *("mixer.group_norm_weight", "ffn_norm.weight", "ffn_norm.bias"),
-    *("ffn.gate_proj.weight", "ffn.up_proj.weight", "ffn.down_proj.weight"),
+    *(f"ffn.{name}.{part}" for name in ("gate_proj", "up_proj", "down_proj") for part in MATRIX),
 )
-OPTIONAL = ("bias", "mixer.g_proj.weight", "mixer.group_norm_weight", "ffn.gate_proj.weight")
+OPTIONAL = ("bias", "mixer.g_proj.weight", "mixer.group_norm_weight", "ffn.gate_proj.weight", "scale")
 
 
 @dataclass(frozen=True)
@@ -35,10 +40,13 @@ class Place:
     modules: dict[str, nn.Module | None]  # of the parent
     module: str
     name: str
+    optional: bool
 
     def weight(self) -> Tensor | None:
-        """None when another kind of module stands there now."""
+        """None where there is none, as when another kind of module stands there now."""
         module = self.modules[self.module]
+        if isinstance(module, Int8Linear):
+            return module.quantized if self.name == "weight" else module.scale
         return None if module is None else module._parameters.get(self.name)
 
 
@@ -102,14 +110,15 @@ class Decoder:
         loaded = library()
         if isinstance(loaded, UnavailableError):
             return str(loaded)
-        found = [place.weight() for place in self._places if place]
-        weights = [weight for weight in found if weight is not None]
-        if len(weights) < len(found):
-            return "the native decode step needs plain linear layers"
+        found = [(place.weight(), place.optional) for place in self._places if place]
+        weights = [weight for weight, _ in found if weight is not None]
+        if any(weight is None and not optional for weight, optional in found):
+            return "the native decode step needs plain or int8 linear layers"
         dtype, device = weights[0].dtype, weights[0].device
         if device.type != "cpu" or dtype not in DTYPES:
             return f"the native decode step is for float32 and bfloat16 on a CPU, not {dtype} on {device.type}"
-        if any((w.dtype, w.device) != (dtype, device) or not w.is_contiguous() for w in weights):
+        known = (dtype, torch.int8)
+        if any(w.dtype not in known or w.device != device or not w.is_contiguous() for w in weights):
             return "the native decode step needs contiguous weights of one dtype on one device"
         return None
 
@@ -188,14 +197,14 @@ def _pointer_array(pointers: list[int | None]) -> ctypes.Array[ctypes.c_void_p]:
 
 
 def _weight_places(model: nn.Module) -> list[Place | None]:
-    """Where each weight is found, in the order of struct Model and struct Layer; None for what the model lacks."""
+    """Where each weight is found, in the order of struct Model and struct Layer; None where the model has no module."""
     layers = range(len(cast(nn.ModuleList, model.get_submodule("layers"))))
     names = (*MODEL_WEIGHTS, *(f"layers.{layer}.{name}" for layer in layers for name in LAYER_WEIGHTS))
-    modules, parameters = dict(model.named_modules()), dict(model.named_parameters(remove_duplicate=False))
+    modules = dict(model.named_modules(remove_duplicate=False))
     places: list[Place | None] = []
     for full_name in names:
         path, _, name = full_name.rpartition(".")
         parent, _, child = path.rpartition(".")
-        there = full_name in parameters or not full_name.endswith(OPTIONAL)
-        places.append(Place(modules[parent]._modules, child, name) if there else None)
+        optional = full_name.endswith(OPTIONAL)
+        places.append(Place(modules[parent]._modules, child, name, optional) if path in modules else None)
     return places

@@ -2,7 +2,6 @@
 
 import ctypes
 import hashlib
-import os
 import platform
 import re
 import shutil
@@ -11,6 +10,8 @@ import sys
 import tempfile
 from functools import cache
 from pathlib import Path
+
+from models.cache import cache_folder
 
 SOURCES = sorted(path for path in Path(__file__).parent.iterdir() if path.suffix in (".cpp", ".h"))
 COMPILERS = ("c++", "g++", "clang++")
@@ -46,7 +47,8 @@ def _load() -> ctypes.CDLL:
         )
     name = f"step-{_key(compiler)}.so"
     try:
-        folder = _cache_folder()
+        folder = cache_folder()
+        folder.mkdir(parents=True, exist_ok=True)
         return _kept(folder / name) or _tested(_build(compiler, folder, name))
     except (OSError, subprocess.SubprocessError):  # no room or no permission: once more, for this process alone
         with tempfile.TemporaryDirectory(prefix="retbench-") as private:
@@ -59,13 +61,6 @@ def _kept(path: Path) -> ctypes.CDLL | None:
         return _tested(path)
     except OSError:
         return None
-
-
-def _cache_folder() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(root) / "retbench"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def _key(compiler: str) -> str:

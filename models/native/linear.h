@@ -3,7 +3,8 @@
 A product of weights W (N, K) with activations X (B, K) at small B is as fast as W can be read. Two kernels:
 - vectors: a block of rows of W times up to 8 rows of X, all in float32, whatever W's type;
 - tiles (AMX, bf16): 16 rows of W are one tile, loaded straight from the matrix, and 16 rows of X the other, packed.
-Neither wants another layout of the weights, so that prefill, checkpoints and memory know only one. */
+Neither wants another layout of the weights, so that prefill, checkpoints and memory know only one. Weights of int8 become
+floats, or bf16 for a tile, which hold them exactly; their scales are the caller's. */
 #pragma once
 
 #include <algorithm>
@@ -188,27 +189,70 @@ inline void add_tiles(const char* weights, int64_t pitch, const BFloat* x_0, int
     }                                                                                 \
   } while (0)
 
+/* Weights of up to 32 rows as bf16, for the tiles of up to 8 steps along K: what a first cache holds easily. */
+struct alignas(64) TileRows {
+  static constexpr int64_t DEPTH = 8 * TILE_DEPTH;
+  BFloat rows[2 * TILE_ROWS][DEPTH];
+};
+
+/* Weights in memory: where the first row starts, and the bytes from row to row. */
+struct TileView {
+  const char* start;
+  int64_t pitch;
+};
+
+/* ``count`` weights of each row, whole tiles: where they lie, or turned into bf16 in ``room``. */
+inline TileView tile_view(const BFloat* weights, int64_t, int64_t depth, int64_t, TileRows&) {
+  return {(const char*)weights, depth * int64_t(sizeof(BFloat))};
+}
+
+inline TileView tile_view(const int8_t* weights, int64_t rows, int64_t depth, int64_t count, TileRows& room) {
+  for (int64_t r = 0; r < rows; r++) {
+    const int8_t* from = weights + r * depth;
+    for (int64_t k = 0; k < count; k += TILE_DEPTH) {
+      if (k % 64 == 0) prefetch(from + k + TileRows::DEPTH);
+      __m512bh pairs = _mm512_cvtne2ps_pbh((__m512)load(from + k + LANES), (__m512)load(from + k));
+      memcpy(room.rows[r] + k, &pairs, sizeof pairs);
+    }
+  }
+  publish(&room);
+  return {(const char*)room.rows, sizeof room.rows[0]};
+}
+
+/* The last ``count`` weights of each row, fewer than 32, with zeros after them. */
+template <class W>
+TileView tile_view_of_rest(const W* weights, int64_t rows, int64_t depth, int64_t count, TileRows& room) {
+  for (int64_t r = 0; r < rows; r++) {
+    for (int64_t k = 0; k < TILE_DEPTH; k++) {
+      narrow(k < count ? widen(weights[r * depth + k]) : 0.0f, room.rows[r][k]);
+    }
+  }
+  publish(&room);
+  return {(const char*)room.rows, sizeof room.rows[0]};
+}
+
 /* Up to 32 rows of weights times up to 32 columns, the first of them ``first``. */
-template <bool TWO_ROWS, bool TWO_COLUMNS>
-void multiply_tile_block(const BFloat* weights, int64_t rows, const Activations& x, int64_t first, float* out,
+template <bool TWO_ROWS, bool TWO_COLUMNS, class W>
+void multiply_tile_block(const W* weights, int64_t rows, const Activations& x, int64_t first, float* out,
                          int64_t stride) {
   int64_t rows_0 = std::min(rows, TILE_ROWS), rows_1 = rows - rows_0;
   int64_t width_0 = std::min(x.columns - first, TILE_ROWS), width_1 = std::min(x.columns - first - width_0, TILE_ROWS);
   configure_tiles(rows_0, rows_1, width_0, width_1);
   publish(x.packed);
-  int64_t depth = round_up(x.depth, TILE_DEPTH), pitch = x.depth * int64_t(sizeof(BFloat)), k = 0;
+  int64_t depth = round_up(x.depth, TILE_DEPTH), whole = x.depth / TILE_DEPTH * TILE_DEPTH;
   const BFloat *x_0 = x.packed + first * depth, *x_1 = x_0 + TILE_ROWS * depth;
-  for (; k + TILE_DEPTH <= x.depth; k += TILE_DEPTH) {
-    for (int64_t r = 0; r < rows; r++) prefetch(weights + r * x.depth + k + 128);  // 256 bytes ahead
-    add_tiles<TWO_ROWS, TWO_COLUMNS>((const char*)(weights + k), pitch, x_0 + k * width_0, width_0, x_1 + k * width_1,
-                                     width_1);
-  }
-  if (k < x.depth) {  // the rest of each row, with zeros after it
-    alignas(64) BFloat rest[2 * TILE_ROWS][TILE_DEPTH] = {};
-    for (int64_t r = 0; r < rows; r++) memcpy(rest[r], weights + r * x.depth + k, (x.depth - k) * sizeof(BFloat));
-    publish(rest);
-    add_tiles<TWO_ROWS, TWO_COLUMNS>((const char*)rest, sizeof rest[0], x_0 + k * width_0, width_0, x_1 + k * width_1,
-                                     width_1);
+  TileRows room;
+  for (int64_t from = 0, count; from < depth; from += count) {
+    count = from < whole ? std::min(whole - from, TileRows::DEPTH) : TILE_DEPTH;
+    TileView view = from < whole ? tile_view(weights + from, rows, x.depth, count, room)
+                                 : tile_view_of_rest(weights + from, rows, x.depth, x.depth - from, room);
+    for (int64_t k = 0; k < count; k += TILE_DEPTH) {
+      if constexpr (sizeof(W) == sizeof(BFloat)) {  // 256 bytes ahead
+        for (int64_t r = 0; r < rows; r++) prefetch(weights + r * x.depth + from + k + 128);
+      }
+      add_tiles<TWO_ROWS, TWO_COLUMNS>(view.start + k * int64_t(sizeof(BFloat)), view.pitch,
+                                       x_0 + (from + k) * width_0, width_0, x_1 + (from + k) * width_1, width_1);
+    }
   }
   STORE_TILE(0, rows_0, width_0, out);
   if constexpr (TWO_COLUMNS) STORE_TILE(1, rows_0, width_1, out + TILE_ROWS * stride);
@@ -219,13 +263,14 @@ void multiply_tile_block(const BFloat* weights, int64_t rows, const Activations&
 #undef STORE_TILE
 
 /* By tiles: blocks of 32 rows, all columns of a block before the next block. */
-inline void multiply_tiles(const BFloat* weights, int64_t rows, const Activations& x, float* out, int64_t stride) {
+template <class W>
+void multiply_tiles(const W* weights, int64_t rows, const Activations& x, float* out, int64_t stride) {
   for (int64_t r = 0; r < rows; r += 2 * TILE_ROWS) {
     int64_t height = std::min(rows - r, 2 * TILE_ROWS);
     for (int64_t c = 0; c < x.columns; c += 2 * TILE_ROWS) {
       bool two_rows = height > TILE_ROWS, two_columns = x.columns - c > TILE_ROWS;
-      auto block = two_rows ? two_columns ? multiply_tile_block<true, true> : multiply_tile_block<true, false>
-                            : two_columns ? multiply_tile_block<false, true> : multiply_tile_block<false, false>;
+      auto block = two_rows ? two_columns ? multiply_tile_block<true, true, W> : multiply_tile_block<true, false, W>
+                            : two_columns ? multiply_tile_block<false, true, W> : multiply_tile_block<false, false, W>;
       block(weights + r * x.depth, height, x, c, out + c * stride + r, stride);
     }
   }
@@ -234,18 +279,16 @@ inline void multiply_tiles(const BFloat* weights, int64_t rows, const Activation
 
 #else
 
-inline void multiply_tiles(const BFloat*, int64_t, const Activations&, float*, int64_t) {}
+template <class W>
+void multiply_tiles(const W*, int64_t, const Activations&, float*, int64_t) {}
 
 #endif
 
-/* out[c][r] = W[r] . X[c] for ``rows`` rows of weights and every column. */
-inline void multiply(const float* weights, int64_t rows, const Activations& x, float* out, int64_t stride) {
-  multiply_vectors(weights, rows, x, out, stride);
-}
-
-inline void multiply(const BFloat* weights, int64_t rows, const Activations& x, float* out, int64_t stride) {
-  if (use_tiles<BFloat>(x.columns)) {
-    multiply_tiles(weights, rows, x, out, stride);
+/* out[c][r] = W[r] . X[c] for ``rows`` rows of weights and every column. W is of type T, that of the model, or int8. */
+template <class T, class W>
+void multiply(const W* weights, int64_t rows, const Activations& x, float* out, int64_t stride) {
+  if (use_tiles<T>(x.columns)) {
+    if constexpr (sizeof(W) < sizeof(float)) multiply_tiles(weights, rows, x, out, stride);
   } else {
     multiply_vectors(weights, rows, x, out, stride);
   }

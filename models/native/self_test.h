@@ -7,17 +7,17 @@
 #include "linear.h"
 
 /* Rows, depth and columns that leave a rest in every loop; all numbers are small integers, so results are exact. */
-template <class T>
+template <class T, class W>
 bool products_are_right(int64_t columns) {
   constexpr int64_t ROWS = 75, DEPTH = 150;
-  std::vector<T> weights(ROWS * DEPTH);
+  std::vector<W> weights(ROWS * DEPTH);
   std::vector<float> values(columns * DEPTH), out(columns * ROWS);
   std::vector<BFloat> packed(packed_size(columns, DEPTH));
   for (int64_t i = 0; i < ROWS * DEPTH; i++) narrow(float(i * 7 % 11 - 5), weights[i]);
   for (int64_t i = 0; i < columns * DEPTH; i++) values[i] = float(i * 5 % 13 - 6);
   Activations x{columns, DEPTH, values.data(), packed.data()};
   pack(x);
-  multiply(weights.data(), ROWS, x, out.data(), ROWS);
+  multiply<T>(weights.data(), ROWS, x, out.data(), ROWS);
   for (int64_t c = 0; c < columns; c++) {
     for (int64_t r = 0; r < ROWS; r++) {
       float expected = 0;
@@ -30,7 +30,8 @@ bool products_are_right(int64_t columns) {
 
 inline bool all_products_are_right() {
   for (int64_t columns : {1, 2, 5, 19, 33}) {
-    if (!products_are_right<float>(columns) || !products_are_right<BFloat>(columns)) return false;
+    if (!products_are_right<float, float>(columns) || !products_are_right<BFloat, BFloat>(columns)) return false;
+    if (!products_are_right<float, int8_t>(columns) || !products_are_right<BFloat, int8_t>(columns)) return false;
   }
   return true;
 }

@@ -6,6 +6,7 @@ small (norms, packing) each thread computes for itself, which is cheaper than on
   B batch, D d_model, F d_ffn, H query heads, G key-value heads, K key dim, V value dim of a head, N rows of a matrix */
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <initializer_list>
@@ -30,14 +31,22 @@ struct Shape {
   const double* log_gamma;    // (H,), null for attention
 };
 
+/* A matrix of a linear layer: of the model's type or, where there is a scale for each row, of int8. */
+struct Matrix {
+  const void *weights, *scales;
+};
+
 /* The weights of a layer and of the model, null where there is none. decoder.py lists them in this order. */
 struct Layer {
-  const void *mixer_norm, *mixer_norm_bias, *q, *k, *v, *g, *out, *group_norm;
-  const void *ffn_norm, *ffn_norm_bias, *gate, *up, *down;
+  const void *mixer_norm, *mixer_norm_bias;
+  Matrix q, k, v, g, out;
+  const void *group_norm, *ffn_norm, *ffn_norm_bias;
+  Matrix gate, up, down;
 };
 
 struct Model {
-  const void *embedding, *norm, *norm_bias, *head;
+  const void *embedding, *norm, *norm_bias;
+  Matrix head;
   Layer layers[];
 };
 
@@ -119,7 +128,29 @@ int64_t attention_splits(const Shape& s, int threads) {
 /* What becomes of the results of a product. */
 enum class Then { STORE, SILU, GELU, ADD };
 
-/* T is the type of weights, KV cache and logits. */
+/* Where a step's time goes: what each phase took in all steps of this process, in nanoseconds of its first thread. */
+enum Phase { PROJECTIONS, MIXER, OUT, FFN, HEAD, PHASES };
+int64_t phase_ns[PHASES];
+
+class Stopwatch {
+ public:
+  explicit Stopwatch(bool running) : running_(running) {}
+
+  /* The time since the last lap went to ``phase``. */
+  void lap(Phase phase) {
+    if (!running_) return;
+    Clock::time_point now = Clock::now();
+    phase_ns[phase] += std::chrono::nanoseconds(now - last_).count();
+    last_ = now;
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  bool running_;
+  Clock::time_point last_ = Clock::now();
+};
+
+/* T is the type of weights (those of linear layers may be int8), KV cache and logits. */
 template <class T>
 class Step {
  public:
@@ -146,22 +177,28 @@ class Step {
   /* The whole step as one thread of the team sees it. */
   void run(int thread) {
     Private& mine = private_[thread];
+    Stopwatch watch(thread == 0);
     for (int64_t index = 0; index < s_.n_layers; index++) {
       const Layer& layer = model_.layers[index];
       project_heads(layer, mine);
+      watch.lap(PROJECTIONS);
       s_.attention ? attend_all(index, mine) : retain_all(index, mine);
+      watch.lap(MIXER);
       Activations mixed = s_.attention ? combine(mine) : gate(layer, mine);
-      project(mixed, mine, {{weights(layer.out), s_.d_model, scratch_.residual, s_.d_model, Then::ADD}});
+      project(mixed, mine, {{layer.out, s_.d_model, scratch_.residual, s_.d_model, Then::ADD}});
+      watch.lap(OUT);
       feed_forward(layer, mine);
+      watch.lap(FFN);
     }
     Activations x = norm(model_.norm, model_.norm_bias, mine);
-    project(x, mine, {{weights(model_.head), s_.vocab, logits_, s_.vocab, Then::STORE}});
+    project(x, mine, {{model_.head, s_.vocab, logits_, s_.vocab, Then::STORE}});
+    watch.lap(HEAD);
   }
 
  private:
   /* A matrix (rows, depth) whose product goes to out (B, stride): floats, but for the logits. */
   struct Projection {
-    const T* weights;
+    Matrix matrix;
     int64_t rows;
     void* out;
     int64_t stride;
@@ -180,10 +217,10 @@ class Step {
     float* wide = scratch_.wide;
     int64_t keys = s_.n_kv_heads * s_.d_k, values = s_.n_kv_heads * s_.d_v, width = scratch_.width;
     project(x, mine,
-            {{weights(layer.q), s_.n_heads * s_.d_k, wide + q_at(), width, Then::STORE},
-             {weights(layer.k), keys, wide + k_at(), width, Then::STORE},
-             {weights(layer.v), values, wide + v_at(), width, Then::STORE},
-             {weights(layer.g), s_.gate ? values : 0, wide + g_at(), width, Then::SILU}});
+            {{layer.q, s_.n_heads * s_.d_k, wide + q_at(), width, Then::STORE},
+             {layer.k, keys, wide + k_at(), width, Then::STORE},
+             {layer.v, values, wide + v_at(), width, Then::STORE},
+             {layer.g, s_.gate ? values : 0, wide + g_at(), width, Then::SILU}});
   }
 
   void feed_forward(const Layer& layer, Private& mine) {
@@ -191,11 +228,11 @@ class Step {
     float *up = scratch_.wide, *gate = scratch_.wide + s_.d_ffn;
     int64_t width = scratch_.width;
     project(x, mine,
-            {{weights(layer.up), s_.d_ffn, up, width, s_.swiglu ? Then::STORE : Then::GELU},
-             {weights(layer.gate), s_.swiglu ? s_.d_ffn : 0, gate, width, Then::SILU}});
+            {{layer.up, s_.d_ffn, up, width, s_.swiglu ? Then::STORE : Then::GELU},
+             {layer.gate, s_.swiglu ? s_.d_ffn : 0, gate, width, Then::SILU}});
     Activations hidden = activations(s_.d_ffn, mine);
     for (int64_t b = 0; b < s_.batch; b++) multiply_or_copy(b, s_.d_ffn, up, s_.swiglu ? gate : nullptr, hidden);
-    project(packed(hidden), mine, {{weights(layer.down), s_.d_model, scratch_.residual, s_.d_model, Then::ADD}});
+    project(packed(hidden), mine, {{layer.down, s_.d_model, scratch_.residual, s_.d_model, Then::ADD}});
   }
 
   void multiply_or_copy(int64_t b, int64_t n, const float* left, const float* right, const Activations& to) {
@@ -322,12 +359,23 @@ class Step {
       int64_t chunks = (p.rows + chunk - 1) / chunk;
       for (; piece < first + chunks; piece = team_.claim()) {
         int64_t start = (piece - first) * chunk, count = std::min(chunk, p.rows - start);
-        multiply(p.weights + start * x.depth, count, x, mine.tile, CHUNK_ROWS);
+        multiply_rows(p.matrix, start, count, x, mine.tile);
         for (int64_t b = 0; b < s_.batch; b++) finish(p, mine.tile + b * CHUNK_ROWS, count, b * p.stride + start);
       }
       first += chunks;
     }
     team_.barrier();
+  }
+
+  /* tile[b][r] = W[start + r] . x[b] for ``count`` rows. */
+  void multiply_rows(const Matrix& matrix, int64_t start, int64_t count, const Activations& x, float* tile) {
+    int64_t first = start * x.depth;
+    if (!matrix.scales) return multiply<T>(weights(matrix.weights) + first, count, x, tile, CHUNK_ROWS);
+    multiply<T>(static_cast<const int8_t*>(matrix.weights) + first, count, x, tile, CHUNK_ROWS);
+    const T* scales = weights(matrix.scales) + start;
+    for (int64_t b = 0; b < x.columns; b++) {
+      for (int64_t r = 0; r < count; r++) tile[b * CHUNK_ROWS + r] *= widen(scales[r]);
+    }
   }
 
   /* Moves results of one sequence to where they belong, from ``at`` on. */
@@ -402,6 +450,9 @@ int64_t retbench_step(const Shape* shape, const Model* model, void* const* state
   (shape->bf16 ? run_step<BFloat> : run_step<float>)(*shape, *model, state, tokens, logits, scratch, team);
   return -1;
 }
+
+/* What the phases of all steps so far took, in nanoseconds: projections, mixer, out, FFN, head. */
+void retbench_phase_ns(int64_t* ns) { std::copy_n(phase_ns, int(PHASES), ns); }
 
 /* 0 where products are right on this processor. */
 int64_t retbench_self_test() { return all_products_are_right() ? 0 : 1; }

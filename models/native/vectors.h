@@ -35,7 +35,11 @@ inline float widen(BFloat value) {
   return wide;
 }
 
+inline float widen(int8_t value) { return value; }
+
 inline void narrow(float value, float& to) { to = value; }
+
+inline void narrow(float value, int8_t& to) { to = int8_t(value); }
 
 /* Rounds to nearest, ties to even; NaN stays NaN. */
 inline void narrow(float value, BFloat& to) {
@@ -54,6 +58,16 @@ inline Floats load(const BFloat* from) {
   Halves halves;
   memcpy(&halves, from, sizeof halves);
   return (Floats)(__builtin_convertvector(halves, Words) << 16);
+}
+
+inline Floats load(const int8_t* from) {
+#ifdef __AVX512F__
+  return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)from)));
+#else
+  Floats wide;
+  for (int lane = 0; lane < LANES; lane++) wide[lane] = from[lane];
+  return wide;
+#endif
 }
 
 /* 32 numbers at once. Of bf16 the even ones come first and then the odd ones: two instructions instead of four. */

@@ -19,7 +19,8 @@ from models import SIZES, build
 from models.flops import forward_flops
 from models.language_model import LanguageModel
 from retbench.devices import Device, find_device
-from retbench.measure import PRECISION, TORCH_DTYPES, Part, Task, backend_of, train_step
+from retbench.measure import PRECISION, TORCH_DTYPES, Part, Task, backend_of, forward_backward
+from retbench.measure.compile import compile_cell
 from retbench.measure.limits import Limit, fastest, products, readers
 from retbench.measure.quantize import quantize
 from retbench.spec import Cell
@@ -34,13 +35,16 @@ LONG_S = 0.5  # a call this long is timed once a visit and warms itself up
 
 
 class Workload(Protocol):
-    """A cell ready to run: ``amount`` bytes or floating point operations a call, against ``limits``."""
+    """A cell ready to run: ``amount`` bytes, floating point operations or tokens a call, against ``limits``."""
 
     metric: str
     amount: int
     limits: list[Limit]
 
     def run(self) -> None: ...
+
+    def speed(self, seconds: float) -> dict[str, float | int]:
+        """What a call of so many seconds did, by metric."""
 
     def memory(self) -> dict[str, int]:
         """Bytes by metric, from a call that is not timed."""
@@ -69,6 +73,9 @@ class Decode:
         self.state.position = self.task.cell.seq_len - 1
         self.model.step(self.pool[self.count % len(self.pool)], self.state)
 
+    def speed(self, seconds: float) -> dict[str, float | int]:
+        return {"tokens_per_s": rate(self.task.cell.batch_size, seconds), "step_bytes": self.amount}
+
     def memory(self) -> dict[str, int]:
         return {"state_bytes": self.state.nbytes}
 
@@ -88,6 +95,9 @@ class Prefill:
 
     def run(self) -> None:
         self.model.prefill(self._tokens())
+
+    def speed(self, seconds: float) -> dict[str, float | int]:
+        return {"flops": self.amount}
 
     def memory(self) -> dict[str, int]:
         tokens, states = self._tokens(), list[int]()
@@ -113,17 +123,33 @@ class TrainStep:
 
     def run(self) -> None:
         tokens = self.task.tokens(self.model.config.vocab_size, self.task.cell.batch_size, self.task.cell.seq_len + 1)
-        train_step(self.model, tokens)
+        forward_backward(self.model, tokens)
+
+    def speed(self, seconds: float) -> dict[str, float | int]:
+        return {"flops": self.amount}
 
     def memory(self) -> dict[str, int]:
         peak = self.task.device.peak_memory(lambda: None, lambda _: self.run())
         return {"activations_bytes": peak.tensor_bytes}  # gradients included
 
 
+@dataclass
+class TrainTokens(TrainStep):
+    """The same in tokens, for systems that are compared with each other and not with a limit."""
+
+    def __post_init__(self) -> None:
+        self.amount = self.task.cell.batch_size * self.task.cell.seq_len
+        self.limits = []
+
+    def speed(self, seconds: float) -> dict[str, float | int]:
+        return {"tokens_per_s": rate(self.amount, seconds)}
+
+
 WORKLOADS: dict[str, Callable[[LanguageModel, Task], Workload]] = {
     "decode": Decode,
     "prefill": Prefill,
     "train_step": TrainStep,
+    "train_tokens": TrainTokens,
 }
 
 
@@ -149,15 +175,12 @@ class Course:
         return median_interval([[self.workload.amount * beside / limit.amount / own for own, beside in pairs]])
 
     def precise(self) -> bool:
-        return all(self.fraction(limit).relative_half_width <= PRECISION for limit in self.workload.limits)
+        found = [self.fraction(limit) for limit in self.workload.limits] or [median_interval([self.times_s])]
+        return all(interval.relative_half_width <= PRECISION for interval in found)
 
     def part(self) -> Part:
-        cell, name, time = self.task.cell, self.workload.metric, median_interval([self.times_s])
+        name, time = self.workload.metric, median_interval([self.times_s])
         metrics = {name: 1e3 * time.value, f"{name}_low": 1e3 * time.low, f"{name}_high": 1e3 * time.high}
-        if cell.workload == "decode":
-            metrics |= {"tokens_per_s": rate(cell.batch_size, time.value), "step_bytes": self.workload.amount}
-        else:
-            metrics |= {"flops": self.workload.amount}
         limits = []
         for limit in self.workload.limits:
             fraction, beside_s = self.fraction(limit), median(self.limit_times_s[limit.name])
@@ -165,7 +188,7 @@ class Course:
             limits.append({"name": limit.name, "per_s": limit.amount / beside_s, **ends})
         return {
             "at": self.at,
-            "metrics": {**metrics, **self.workload.memory()},
+            "metrics": {**metrics, **self.workload.speed(time.value), **self.workload.memory()},
             "samples": _nanoseconds({"round": self.times_s, **self.limit_times_s}),
             "notes": {"rounds": len(self.times_s), "limits": limits},
         }
@@ -173,18 +196,23 @@ class Course:
 
 @dataclass
 class Models:
-    """The models of cells that differ in the system and its weights alone, each built once."""
+    """The models of cells that differ in the system, its weights and whether it is compiled, each built once."""
 
-    built: dict[tuple[str, str], tuple[LanguageModel, Part]] = field(default_factory=dict)
+    built: dict[tuple[str, str, bool], tuple[LanguageModel, Part]] = field(default_factory=dict)
 
     def of(self, task: Task) -> tuple[LanguageModel, Part]:
-        """The model of a cell and the metrics that it came with."""
+        """The model of a cell, and the metrics and notes that it came with."""
         cell = task.cell
-        if (cell.system, cell.quantize) not in self.built:
+        key = cell.system, cell.quantize, cell.compile
+        if key not in self.built:
             model = build(cell.system, cell.size, seed=cell.seed, **cell.overrides)
-            metrics = quantize(model, task)["metrics"] if cell.quantize != "none" else {}
-            self.built[cell.system, cell.quantize] = model, metrics
-        return self.built[cell.system, cell.quantize]
+            part: Part = {"metrics": {}, "notes": {}}
+            if cell.quantize != "none":
+                part |= quantize(model, task)
+            if cell.compile:
+                part |= compile_cell(model, task)
+            self.built[key] = model, part
+        return self.built[key]
 
 
 def measure(cells: Sequence[Cell], deadline: Deadline) -> Iterator[Part]:
@@ -210,18 +238,19 @@ def _group(tasks: Sequence[tuple[int, Task]], models: Models) -> Iterator[Part]:
     """Cells that are compared with each other: their rounds are interleaved."""
     courses, facts = list[Course](), list[tuple[LanguageModel, Part]]()
     for at, task in tasks:
-        model, metrics = models.of(task)
+        model, made = models.of(task)
         courses.append(Course(at, task, WORKLOADS[task.cell.workload](model, task)))
         courses[-1].workload.run()  # warms up: what is made once is made
-        facts.append((model, metrics))
+        facts.append((model, made))
     deadline, rounds = tasks[0][1].deadline, 0
     while rounds < ROUNDS or (deadline.left_s > 0 and not all(course.precise() for course in courses)):
         for course in courses:
             course.visit()
         rounds += 1
-    for course, (model, metrics) in zip(courses, facts, strict=True):
+    for course, (model, made) in zip(courses, facts, strict=True):
         part = course.part()
-        part["metrics"] |= {**metrics, "weights_bytes": model.weights_bytes()}
+        part["metrics"] |= {**made["metrics"], "weights_bytes": model.weights_bytes()}
+        part["notes"] |= made["notes"]
         yield {**part, "cell": {"backend": backend_of(model), "form": _form(model, course.task.cell)}}
 
 
@@ -271,8 +300,8 @@ def _setting(cell: Cell) -> tuple[int, int]:
 
 
 def _mode(workload: str) -> AbstractContextManager[object]:
-    return nullcontext() if workload == "train_step" else torch.inference_mode()
+    return nullcontext() if workload.startswith("train") else torch.inference_mode()
 
 
 def _form(model: LanguageModel, cell: Cell) -> str:
-    return model.decode_form if cell.workload == "decode" else str(getattr(model, "form", "parallel"))
+    return model.decode_form if cell.workload == "decode" else model.training_form

@@ -19,6 +19,7 @@ CONDITIONS = {name: name for name in ("dtype", "device", "threads", "machine")} 
     "compile": "compiled",
 }
 CONCAT_CACHE = "transformer-concat-cache"
+NATIVE = "native"  # how the backend of a cell with native steps begins
 REASON_LENGTH = 160  # of a reason below a table; csv and json hold all of it
 
 
@@ -32,7 +33,10 @@ def inference_table(records: Sequence[Record], paper: Paper) -> Table:
         title="Inference, cell by cell",
         columns=tuple(column for column, _ in makers),
         rows=tuple(tuple(make(row) for _, make in makers) for row in rows(frame)),
-        footnotes=(*_definitions(paper), *_failures(rows(frame)), *_quantized(rows(frame)), *_conditions(records)),
+        footnotes=(
+            *(*_definitions(paper), *_failures(rows(frame)), *_plain_steps(rows(frame))),
+            *(*_quantized(rows(frame)), *_conditions(records)),
+        ),
         section=tuple(column.name for column, _ in makers if column.name in _section(frame)),
     )
 
@@ -275,6 +279,15 @@ def _failures(body: Sequence[Row]) -> tuple[str, ...]:
     return tuple(f"{reason} - {'; '.join(names)}" for reason, names in cells.items())
 
 
+def _plain_steps(body: Sequence[Row]) -> tuple[str, ...]:
+    """The rows whose steps are torch's operators beside others in native code, which are not alike in that."""
+    measured = [row for row in body if row["tpot_ms"] is not None]
+    plain = dict.fromkeys(_named(row) for row in measured if not row["backend"].startswith(NATIVE))
+    if not plain or len(plain) == len({_named(row) for row in measured}):
+        return ()
+    return (f"decoded by torch's operators, the others in native code: {', '.join(plain)}",)
+
+
 def _quantized(body: Sequence[Row]) -> tuple[str, ...]:
     """What quantizing does to each system: the largest error of its logits, and its speed where both were measured."""
     matched = ("machine", "device", "dtype", "threads", "size", "system", "batch_size", "seq_len")
@@ -301,6 +314,10 @@ def _conditions(records: Sequence[Record]) -> tuple[str, ...]:
     if not records:
         return ("no records",)
     return (f"measured on {measured_words(records)}", *disturbance_words(records))
+
+
+def _named(row: Row) -> str:
+    return str(row["system"]) + ("" if row["quantize"] == "none" else f" {row['quantize']}")
 
 
 def _cell(row: Row) -> str:

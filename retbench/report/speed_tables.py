@@ -1,4 +1,4 @@
-"""The tables of the speed experiment: the machine's limits, decode, its batch scaling, prefill and training."""
+"""The tables of the speed experiment: the machine's limits, decode, its batch scaling, prefill, training."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,7 +13,13 @@ from retbench.statistics import Interval, median_interval
 
 Row = tuple[Entry, ...]
 Limit = dict[str, Any]
-METRICS = {"decode": "tpot_ms", "prefill": "ttft_ms", "train_step": "train_step_ms"}
+METRICS = {
+    "decode": "tpot_ms",
+    "prefill": "ttft_ms",
+    "train_step": "train_step_ms",
+    "train_tokens": "train_step_ms",
+}
+FLASH = "transformer-flash"  # what the training forms of all systems are compared with
 UNITS = {"read": ("GB/s", 1e9), "product": ("GFLOP/s", 1e9)}
 
 
@@ -26,6 +32,8 @@ def speed_tables(records: Sequence[Record]) -> list[Table]:
     if kinds["decode"]:
         tables += [decode_table(kinds["decode"]), scaling_table(kinds["decode"])]
     tables += [products_table(name, kinds[name]) for name in ("prefill", "train_step") if kinds[name]]
+    if kinds["train_tokens"]:
+        tables.append(training_table(kinds["train_tokens"]))
     return [table for table in tables if table.rows]
 
 
@@ -171,6 +179,38 @@ def products_table(workload: str, records: Sequence[Record]) -> Table:
     return Table(workload, titles[workload], tuple(columns), tuple(rows), notes, _SECTION)
 
 
+def training_table(records: Sequence[Record]) -> Table:
+    """Time and tokens/s of a training step of every system, beside transformer-flash of the same rounds."""
+    unit, size = memory_unit([record.metrics.get("activations_bytes") for record in records])
+    columns = (
+        *_columns(_SETTING),
+        Column("form", "form", justify="left", detail="page"),
+        Column("train_step_ms", "ms", "ms"),
+        Column("tokens_per_s", "tok/s", "tokens/s"),
+        Column("speedup", "vs\nflash", "ratio"),
+        Column("speedup_low", "95 %\ninterval"),
+        Column("activations_bytes", f"activations\n{unit}", "bytes"),
+    )
+    rows = [
+        (
+            *_setting(record),
+            _plain(record.cell.form),
+            _time(record),
+            _number(record.metrics.get("tokens_per_s")),
+            *_faster_than(next((one for one in _rivals(record, records) if one.cell.system == FLASH), None), record),
+            _number(record.metrics.get("activations_bytes"), size),
+        )
+        for record in records
+    ]
+    notes = (
+        f"forward and backward of one sequence; vs {FLASH}: its time / this one's, paired by round; activations: peak "
+        "beyond the weights, gradients included",
+        *_failures(records),
+        *_conditions(records),
+    )
+    return Table("train_systems", "Forward and backward of every system", columns, tuple(rows), notes, _SECTION)
+
+
 # ---- columns that tables share ------------------------------------------------------------------------------------
 
 _SETTING = {
@@ -191,7 +231,7 @@ def _shape(record: Record) -> tuple[int, int]:
 
 def _setting(record: Record) -> Row:
     cell, (d_model, n_layers) = record.cell, _shape(record)
-    name = cell.system if cell.quantize == "none" else f"{cell.system} {cell.quantize}"
+    name = cell.system + f" {cell.quantize}" * (cell.quantize != "none") + " compiled" * cell.compile
     plain = (f"{d_model} x {n_layers}", cell.dtype, cell.threads, cell.batch_size, cell.seq_len)
     return (_plain(name), *(_plain(value) for value in plain))
 
@@ -250,21 +290,30 @@ def _range(interval: Interval) -> Row:
 def _advantage(record: Record, records: Sequence[Record], amount: str) -> Row:
     """Speed-up over the fastest Transformer of the record's group, paired by round, and what the amounts allow."""
     best = fastest_transformer(record, records)
-    if best is None or record.status != "ok":
-        return (Entry(None, ABSENT),) * 3
-    if best is record:
-        return Entry(1.0, "*"), Entry(None, ABSENT), Entry(None, ABSENT)
-    pairs = zip(best.samples["round_ns"], record.samples["round_ns"], strict=True)
-    return (
-        *_range(median_interval([[base / own for base, own in pairs]])),
-        _ratio(best.metrics[amount] / record.metrics[amount]),
-    )
+    compared = best is not None and best is not record and record.status == "ok"
+    allowed = best.metrics[amount] / record.metrics[amount] if best and compared else None
+    return (*_faster_than(best, record), _ratio(allowed))
+
+
+def _faster_than(base: Record | None, record: Record) -> Row:
+    """Speed-up over ``base`` with its interval, paired by round; * for the base itself."""
+    if base is None or record.status != "ok":
+        return (Entry(None, ABSENT),) * 2
+    if base is record:
+        return Entry(1.0, "*"), Entry(None, ABSENT)
+    pairs = zip(base.samples["round_ns"], record.samples["round_ns"], strict=True)
+    return _range(median_interval([[theirs / own for theirs, own in pairs]]))
 
 
 def fastest_transformer(record: Record, records: Sequence[Record]) -> Record | None:
-    """The Transformer of the smallest time among those measured in the same rounds with the same kind of weights."""
+    """The Transformer of the smallest time among the rivals of a record."""
     metric: Callable[[Record], float] = lambda one: one.metrics[METRICS[one.cell.workload]]  # noqa: E731
-    rivals = [
+    return min(_rivals(record, records), key=metric, default=None)
+
+
+def _rivals(record: Record, records: Sequence[Record]) -> list[Record]:
+    """The Transformers measured in the same rounds with the same kind of weights."""
+    return [
         one
         for one in records
         if one.status == "ok"
@@ -272,7 +321,6 @@ def fastest_transformer(record: Record, records: Sequence[Record]) -> Record | N
         and one.cell.quantize == record.cell.quantize
         and one.cell.system.startswith(BASELINE)
     ]
-    return min(rivals, key=metric, default=None)
 
 
 # ---- footnotes ----------------------------------------------------------------------------------------------------

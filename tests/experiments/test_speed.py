@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.speed import all_cases
+from experiments.speed import TRAINED, all_cases
 from tests.experiments.conftest import run, stored, variables
 
 QUICK = ["--quick", "--device", "cpu", "--threads", "1", "--budget", "2s"]
@@ -16,7 +16,9 @@ QUICK = ["--quick", "--device", "cpu", "--threads", "1", "--budget", "2s"]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("speed")
-    done = run(folder, "speed", *QUICK, "--cases", "limits-fp32-1,decode-fp32-1,train-2048", "--format", "json")
+    done = run(
+        folder, "speed", *QUICK, "--cases", "limits-fp32-1,decode-fp32-1,train-2048,train-systems", "--format", "json"
+    )
 
     assert done.returncode == 0, done.stderr
     (folder / "tables.json").write_text(done.stdout)
@@ -26,18 +28,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_cell_of_the_cases_has_a_record_with_its_rounds(folder: Path) -> None:
     records = stored(folder, "speed")
 
-    assert [record.status for record in records] == ["ok"] * (1 + 6 + 2)
+    assert [record.status for record in records] == ["ok"] * (1 + 6 + 2 + len(TRAINED))
     assert all(record.notes["rounds"] >= 7 for record in records)
-    assert {record.cell.workload for record in records} == {"limits", "decode", "train_step"}
+    assert {record.cell.workload for record in records} == {"limits", "decode", "train_step", "train_tokens"}
 
 
 def test_tables_are_those_of_what_was_measured(folder: Path) -> None:
     tables = json.loads((folder / "tables.json").read_text())
 
-    assert list(tables) == ["limits", "decode", "train_step"]
+    assert list(tables) == ["limits", "decode", "train_step", "train_systems"]
     decode = tables["decode"]["rows"]
     assert [row["system"] for row in decode] == ["retnet", "transformer", "transformer-flash"] * 2
     assert all(row["fraction"] > 0 and row["tpot_ms"] > 0 for row in decode)
+    ratios = {row["system"]: row["speedup"] for row in tables["train_systems"]["rows"]}
+    assert ratios.keys() == set(TRAINED)
+    assert ratios["transformer-flash"] == 1.0
+    assert all(ratio > 0 for ratio in ratios.values())
     assert sum(row["speedup"] == 1.0 for row in decode) >= 2  # the fastest Transformer of each batch
 
 
@@ -50,7 +56,7 @@ def test_what_was_measured_together_is_not_measured_again_and_the_module_runs_to
     assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines() == ["decode-fp32-1: 6 cells, stored"]
     assert len(done.stdout.splitlines()) == 6
-    assert len(stored(folder, "speed")) == 9
+    assert len(stored(folder, "speed")) == 9 + len(TRAINED)
 
 
 def test_an_unknown_case_is_refused_with_the_known_ones(tmp_path: Path) -> None:

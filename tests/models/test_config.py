@@ -162,6 +162,10 @@ def test_a_size_that_is_not_positive_is_an_error(system: str, field: str, value:
         ("retnet", {"d_ffn": -8}, "d_ffn must be positive, not -8"),
         ("transformer", {"n_heads": 3}, "n_heads must divide d_model: 3 does not divide 128"),
         ("transformer", {"n_heads": 4, "n_kv_heads": 3}, "n_kv_heads must divide n_heads: 3 does not divide 4"),
+        ("h3", {"d_model": 12}, "head_dim must divide d_model: 8 does not divide 12"),
+        ("h3", {"d_model": 16, "head_dim": 1}, "d_model 16 is too small for h3: its mixer has 6256 parameters"),
+        ("hyena", {"d_model": 8}, "d_model 8 is too small for hyena"),
+        ("lstm", {"d_model": 2}, r"a whole layer 12 d_model\^2 = 48; take a larger d_model, or set d_ffn"),
         ("transformer", {"n_heads": 128}, "head dim must be even for the rotation: 2 does not divide 1"),
     ],
 )

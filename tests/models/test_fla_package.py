@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from models.cache import cache_folder
 from tests.models import stand_in_packages
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -28,9 +29,8 @@ def python_with_fla() -> Path:
     """The interpreter of the environment."""
     if sys.platform != "linux":
         pytest.skip("Triton is for Linux")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     version = f"{sys.version_info.major}{sys.version_info.minor}"
-    folder = cache / "retbench" / "tests" / "-".join([*(name.replace("==", "-") for name in REQUIREMENTS), version])
+    folder = cache_folder() / "tests" / "-".join([*(name.replace("==", "-") for name in REQUIREMENTS), version])
     python = folder / "bin" / "python"
     if not (folder / "installed").exists():
         venv.create(folder, clear=True, symlinks=True, with_pip=True)

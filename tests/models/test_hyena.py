@@ -252,7 +252,7 @@ def test_a_shorter_state_in_the_same_memory_is_dense_and_right() -> None:
 def test_nothing_is_read_beyond_l_max() -> None:
     model = random_model("hyena", l_max=20)
     tokens = random_tokens(1, 21)
-    message = "hyena reads at most l_max = 20 tokens, not 21: build it with a larger l_max"
+    message = "hyena reads at most l_max = 20 tokens, not 21; l_max is a field of its config"
     _, state = model.prefill(tokens[:, :20])
     before = [tensor.clone() for tensor in state.tensors()]
 

@@ -213,3 +213,13 @@ def test_a_state_of_nothing_is_an_error(batch_size: int, max_seq_len: int) -> No
 
     with pytest.raises(ValueError, match="batch_size and max_seq_len must be positive"):
         model.init_state(batch_size, max_seq_len)
+
+
+def test_notes_hold_the_chunk_size_where_there_are_chunks() -> None:
+    retnet = build("retnet", "tiny", vocab_size=VOCAB_SIZE, chunk_size=32)
+    chunked = build("linear-transformer", "tiny", vocab_size=VOCAB_SIZE)
+
+    assert retnet.notes["chunk_size"] == 32
+    assert chunked.notes["chunk_size"] == chunked.config.chunk_size  # type: ignore[attr-defined]
+    retnet.form = "parallel"  # type: ignore[attr-defined]
+    assert "chunk_size" not in retnet.notes | build("rwkv", "tiny", vocab_size=VOCAB_SIZE).notes

@@ -3,6 +3,7 @@
 # B batch, T positions, V vocabulary
 
 import copy
+import ctypes
 import os
 import platform
 import subprocess
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from models import build
 from models.language_model import LanguageModel, State
 from models.native import library as native
+from models.quantization import quantize_
 from tests.models.helpers import Reading, ends, error, random_model, random_tokens, read, readings, repeatable
 
 VOCAB_SIZE = 61  # leaves a rest of every block of rows
@@ -129,6 +131,26 @@ def test_every_batch_size_steps_as_in_torch(system: str, batch_size: int, dtype:
     check_against_torch(native_model(system, dtype, ffn="swiglu"), batch_size)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("batch_size", BATCHES)
+@pytest.mark.parametrize(("system", "option"), [("retnet", "swiglu"), ("transformer", "odd widths")])
+def test_int8_weights_step_as_in_torch(system: str, option: str, batch_size: int, dtype: torch.dtype) -> None:
+    model = native_model(system, dtype, **OPTIONS[system][option])
+    quantize_(model)
+
+    assert model.decode_backend == "native"
+    check_against_torch(model, batch_size)
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_a_model_with_some_int8_layers_steps_natively(system: str) -> None:
+    model = native_model(system, torch.float32, ffn="swiglu")
+    quantize_(model.blocks[1])
+
+    assert model.decode_backend == "native"
+    check_against_torch(model, batch_size=2)
+
+
 @pytest.mark.parametrize("system", SYSTEMS)
 @given(reading=readings)
 @repeatable
@@ -185,6 +207,19 @@ def test_torch_and_native_steps_share_one_state(system: str) -> None:
 
         assert error(logits, expected[:, n]) < 1e-4
     assert state.position == 30
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_every_phase_of_a_step_is_accounted_for(system: str) -> None:
+    model = native_model(system, torch.float32)
+    sums: list[list[int]] = []
+    for _ in range(2):
+        model.step(torch.tensor([1]), model.init_state(1, 8))
+        phases = (ctypes.c_int64 * 5)()
+        native.library().retbench_phase_ns(phases)  # type: ignore[union-attr]
+        sums.append(list(phases))
+
+    assert all(after > before > 0 for before, after in zip(*sums, strict=True))
 
 
 def test_models_take_turns_and_threads_call_at_once(threads: None) -> None:
@@ -308,6 +343,46 @@ def test_a_broken_or_unwritable_cache_still_gives_a_library(tmp_path: Path, monk
     assert not any(isinstance(found, native.UnavailableError) for found in (first, broken, unwritable))
 
 
+BUILDING = "import models.native.library as native; print(isinstance(native.library(), native.UnavailableError))"
+
+
+def building(cache: Path) -> subprocess.Popen[str]:
+    variables = {**os.environ, "XDG_CACHE_HOME": str(cache)}
+    return subprocess.Popen([sys.executable, "-c", BUILDING], env=variables, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+def test_processes_that_build_at_once_and_one_that_is_killed_leave_one_whole_library(tmp_path: Path) -> None:
+    killed, *others = [building(tmp_path) for _ in range(3)]
+    while not list((tmp_path / "retbench").glob("build-*")):
+        assert killed.poll() is None
+    killed.kill()
+    killed.communicate()
+
+    assert [other.communicate(timeout=200)[0].strip() for other in others] == ["False", "False"]
+    (library,) = (tmp_path / "retbench").glob("*.so")
+    again = building(tmp_path)
+    assert again.communicate(timeout=200)[0].strip() == "False"
+    assert list((tmp_path / "retbench").glob("*.so")) == [library]
+
+
+def test_a_full_disk_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = tmp_path / "c++"  # leaves half a library behind, as a compiler does where there is no room
+    compiler.write_text("""#!/bin/sh
+case "$*" in *--version*) echo 1; exit;; esac
+while [ "$1" != -o ]; do shift; done
+echo half > "$2"
+echo "fatal error: error writing to $2: No space left on device" >&2
+exit 1
+""")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    assert "No space left on device" in str(native.library.__wrapped__())
+    assert list((tmp_path / "cache" / "retbench").iterdir()) == []
+
+
 FORKING = """
 import os, torch
 from models import build
@@ -329,12 +404,15 @@ def test_a_forked_child_steps_with_threads_of_its_own() -> None:
 EVERY_KERNEL = """
 import torch
 from models import build
+from models.quantization import quantize_
 torch.set_num_threads(3)
 for system in ("retnet", "transformer"):
     for dtype in (torch.float32, torch.bfloat16):
         for batch_size in (1, 2, 3, 9, 17, 33):
             for options in ({}, {"d_model": 60, "n_heads": 6, "d_ffn": 24, "ffn": "swiglu", "rotary": "half-split"}):
                 model = build(system, "tiny", vocab_size=61, **options).to(dtype)
+                if batch_size % 2:
+                    quantize_(model.layers[1])
                 assert model.decode_backend == "native", model.no_native_step()
                 prompt, token = torch.randint(61, (batch_size, 40)), torch.randint(61, (batch_size,))
                 logits = []

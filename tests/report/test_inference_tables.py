@@ -122,6 +122,16 @@ def test_a_cell_that_died_in_prefill_keeps_its_decode_numbers() -> None:
     assert "oom: prefill ran out of memory" in " ".join(text(table).split())
 
 
+def test_rows_that_step_in_torch_beside_native_ones_are_named() -> None:
+    native = [replace(one, cell=replace(one.cell, backend="native+eager")) for one in sweep(("retnet", "transformer"))]
+    plain = sweep(("rwkv", "transformer-concat-cache"))
+    said = "decoded by torch's operators, the others in native code"
+
+    assert f"{said}: rwkv, transformer-concat-cache" in " ".join(text(inference_table(native + plain, PAPER)).split())
+    assert said not in text(inference_table(native, PAPER))
+    assert said not in text(inference_table(plain, PAPER))
+
+
 def test_a_skipped_ttft_says_so_with_its_reason() -> None:
     table = inference_table(failing()[:4], PAPER)
 

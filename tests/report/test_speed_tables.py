@@ -95,6 +95,23 @@ def test_prefill_stands_against_every_product() -> None:
     assert (row["speedup"], row["flops_ratio"], row["activations_bytes"]) == ("3.00", "1.00", "3.00")
 
 
+def test_training_forms_stand_beside_transformer_flash_whichever_transformer_is_faster() -> None:
+    records = [
+        replace(
+            one,
+            cell=replace(one.cell, workload="train_tokens", form="chunkwise"),
+            metrics={"train_step_ms": 2000.0, "tokens_per_s": 512.0, "activations_bytes": 3 * 2**20},
+        )
+        for one in [speed("rwkv", 50), speed("transformer", 10), speed("transformer-flash", 25)]
+    ]
+    (table,) = speed_tables(records)
+    row = shown(table, "rwkv")
+
+    assert (row["speedup"], row["speedup_low"], row["tokens_per_s"]) == ("0.50", "0.50 to 0.50", "512")
+    assert (row["form"], row["activations_bytes"]) == ("chunkwise", "3.00")
+    assert [shown(table, name)["speedup"] for name in ("transformer", "transformer-flash")] == ["2.50", "*"]
+
+
 def test_limits_are_a_row_for_each_dtype() -> None:
     limits = [{"name": "torch.mm", "per_s": 8e11, "per_s_low": 7.6e11, "per_s_high": 8.2e11}]
     of = replace(cell("machine", 2048, 1), workload="limits")
@@ -103,7 +120,7 @@ def test_limits_are_a_row_for_each_dtype() -> None:
     assert [entry.text for entry in table.rows[0]] == ["2", "bf16", "800 ±5.0%"]
 
 
-@pytest.mark.parametrize("workload", ["decode", "prefill", "train_step", "limits"])
+@pytest.mark.parametrize("workload", ["decode", "prefill", "train_step", "train_tokens", "limits"])
 def test_a_failure_is_a_row_with_its_status(workload: str) -> None:
     of = replace(cell("transformer", 64, 1), workload=workload)
     tables = speed_tables([failed(of, "oom", "bad_alloc")])

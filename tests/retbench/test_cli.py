@@ -91,7 +91,6 @@ def test_the_version_is_shown(run: Run) -> None:
 @pytest.mark.parametrize(
     ("what", "names"),
     [
-        ("systems", list(systems())),
         ("peers", ["torchscale", "transformers-llama"]),
         ("sizes", ["tiny", "mini", "small", "200m", "1.3b", "2.7b", "6.7b", "13b"]),
         ("experiments", ["complexity", "inference", "speed"]),
@@ -109,6 +108,7 @@ def test_lists_name_a_thing_a_line_and_say_what_it_is(what: str, names: list[str
 def test_all_lists_are_shown_by_default(run: Run) -> None:
     done = run("list")
 
+    assert all(f"  {name} " in done.out for name in systems())
     assert [line for line in done.out.splitlines() if line.endswith(":")] == [
         "systems:",
         "peers:",

@@ -33,6 +33,9 @@ class FakeWorkload:
         self.limits = [Limit("read", self._taking("read", 0.5), 20)]
         self.run = self._taking("cell", 1.0)
 
+    def speed(self, seconds: float) -> dict[str, float | int]:
+        return {"tokens_per_s": 1 / seconds}
+
     def memory(self) -> dict[str, int]:
         return {"state_bytes": 5}
 
@@ -88,7 +91,7 @@ def test_a_part_holds_raw_times_and_what_they_say(clock: Clock) -> None:
 
     assert part["metrics"]["tpot_ms"] == 10
     assert part["metrics"]["tokens_per_s"] == 100
-    assert (part["metrics"]["step_bytes"], part["metrics"]["state_bytes"]) == (30, 5)
+    assert part["metrics"]["state_bytes"] == 5
     assert part["samples"] == {"round_ns": [10 * MS], "read_ns": [5 * MS]}
     (limit,) = part["notes"]["limits"]
     assert (limit["name"], limit["per_s"], limit["fraction"]) == ("read", 20 / 0.005, pytest.approx(0.75))
@@ -127,12 +130,37 @@ def test_a_training_step_makes_gradients_and_counts_their_bytes() -> None:
 
 
 @pytest.mark.usefixtures("one_thread")
+def test_training_forms_of_systems_without_a_formula_are_compared_in_tokens() -> None:
+    found = parts(*(replace(CELL, workload="train_tokens", system=name) for name in ("transformer-flash", "hyena")))
+
+    assert [part["cell"]["form"] for part in found] == ["parallel", "fft-convolution"]
+    for part in found:
+        assert part["metrics"]["tokens_per_s"] == pytest.approx(16e3 / part["metrics"]["train_step_ms"])
+        assert part["notes"]["limits"] == []
+        assert part["metrics"]["activations_bytes"] > 0
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_int8_weights_stand_beside_the_same_weights_as_they_are() -> None:
     plain, quantized = parts(CELL, replace(CELL, quantize="int8"))
 
     assert quantized["metrics"]["step_bytes"] < plain["metrics"]["step_bytes"]
     assert 0 < quantized["metrics"]["logit_error"] < 0.05
     assert plain["notes"]["group"] == quantized["notes"]["group"]
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_compiled_cells_stand_beside_the_same_cells_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = list[object]()
+    monkeypatch.setattr("retbench.measure.compile.compile_blocks", lambda model, *_: compiled.append(model))
+    cell = replace(CELL, workload="train_step")
+
+    plain, fast = parts(cell, replace(cell, compile=True))
+
+    assert len(compiled) == 1
+    assert fast["notes"]["compile_s"] >= 0
+    assert "compile_s" not in plain["notes"]
+    assert plain["notes"]["group"] == fast["notes"]["group"]
 
 
 @pytest.mark.usefixtures("one_thread")

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ import pytest
 from models import build
 from retbench import isolate, worker
 from retbench.environment import ROOT
+from retbench.measure import predict
 from retbench.spec import Cell
 from tests.retbench.conftest import wait_for_end
 
@@ -97,7 +98,7 @@ def test_a_grandchild_does_not_inherit_the_pipe(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.usefixtures("in_this_process", "one_thread")
 def test_a_measured_cell_says_how_it_was_computed_and_under_what_load() -> None:
-    messages = run_here(asking_for(asdict(CELL), budget_s=0.5))
+    messages = run_here(asking_for(CELL.to_dict(), budget_s=0.5))
 
     model = build(CELL.system, CELL.size)
     backend = "native+torch" if model.decode_backend == "native" else "torch"
@@ -110,7 +111,7 @@ def test_a_measured_cell_says_how_it_was_computed_and_under_what_load() -> None:
 
 @pytest.mark.usefixtures("in_this_process", "one_thread")
 def test_a_quantized_cell_says_the_error_of_its_logits_and_that_torch_computes_its_step() -> None:
-    error, how, *measured, _ = run_here(asking_for({**asdict(CELL), "quantize": "int8"}, budget_s=0.5))
+    error, how, *measured, _ = run_here(asking_for({**CELL.to_dict(), "quantize": "int8"}, budget_s=0.5))
 
     assert error.keys() == {"metrics"}
     assert 0 < error["metrics"]["logit_error"] < 0.05
@@ -120,16 +121,33 @@ def test_a_quantized_cell_says_the_error_of_its_logits_and_that_torch_computes_i
 
 
 @pytest.mark.usefixtures("in_this_process", "one_thread")
-def test_a_cell_that_cannot_be_predicted_does_not_stop_the_others() -> None:
-    cells = [CELL, replace(CELL, system="retnt"), CELL]
+def test_a_cell_that_cannot_be_predicted_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def predict_some(cell: Cell) -> dict[str, int]:
+        if cell.seq_len == 17:
+            raise RuntimeError("no such kernel\nand more")
+        return really(cell)
 
-    first, unknown, last, done = run_here({"task": "predict", "cells": [asdict(cell) for cell in cells]})
+    really = predict.predict
+    monkeypatch.setattr(predict, "predict", predict_some)
+    cells = [CELL, replace(CELL, seq_len=17), CELL]
+
+    first, unknown, last, done = run_here({"task": "predict", "cells": [cell.to_dict() for cell in cells]})
 
     assert done["done"]["status"] == "ok"
     assert first["problem"] is last["problem"] is None
     assert first["predicted"] == last["predicted"] != {}
-    assert unknown["predicted"] == {}
-    assert "no prediction for retnt tiny, batch 2, length 16: unknown system 'retnt'" in unknown["problem"]
+    assert unknown == {"predicted": {}, "problem": "no prediction for retnet tiny, batch 2, length 17: no such kernel"}
+
+
+@pytest.mark.usefixtures("in_this_process", "one_thread")
+@pytest.mark.parametrize("task", ["predict", "describe"])
+def test_a_model_that_cannot_be_is_told_as_bad_input(task: str) -> None:
+    cells = [CELL, replace(CELL, system="hyena", seq_len=2**16)]
+
+    good, bad, _ = run_here({"task": task, "cells": [cell.to_dict() for cell in cells]})
+
+    assert "bad_input" not in good
+    assert bad["bad_input"].startswith("hyena tiny, batch 2, length 65536: hyena reads at most l_max = 32768 tokens")
 
 
 @pytest.mark.parametrize(
@@ -141,14 +159,14 @@ def test_a_cell_that_cannot_be_predicted_does_not_stop_the_others() -> None:
 )
 @pytest.mark.usefixtures("in_this_process", "one_thread")
 def test_a_cell_that_cannot_run_says_why(change: dict[str, Any], reason: str) -> None:
-    (done,) = run_here(asking_for({**asdict(CELL), **change}, budget_s=1.0))
+    (done,) = run_here(asking_for({**CELL.to_dict(), **change}, budget_s=1.0))
 
     assert done["done"]["status"] == "error"
     assert reason in done["done"]["reason"]
 
 
 def test_a_cell_beyond_its_limit_is_out_of_memory() -> None:
-    cell = {**asdict(CELL), "mem_limit_bytes": 2**23}
+    cell = {**CELL.to_dict(), "mem_limit_bytes": 2**23}
 
     outcome = isolate.run_worker(asking_for(cell, budget_s=1.0), threads=1, timeout_s=120)
 
