@@ -186,7 +186,7 @@ def _decide(
             stores[version.name].append(side.record(_EXPERIMENTS[version.name], course.cell, version))
     title = f"{baseline or gate.versions[0].label} against {gate.versions[-1].label}: {_OUTCOMES[status]}"
     rule = (
-        f"a time regressed where it surely exceeds {1 + gate.margin:g} of the base, by Holm's correction over all cells; "
+        f"a time regressed where it surely exceeds {1 + gate.margin:g} of the base, by Holm's correction over cells; "
         "ratios are of times relative to the reference workload in the same process"
     )
     table = gate_table(rows, title, [*([rule] if TIME in gate.metrics else []), *backend_notes(gate.courses)])
