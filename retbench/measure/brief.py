@@ -20,7 +20,7 @@ MOST_CALLS = 10  # of a round
 
 def time_calls(model: Model, task: Task) -> Part:
     """Samples of the device's work in one call of the cell, and of the reference workload between them."""
-    call, reference = _call(model, task), make_reference()
+    call, reference = _call(model, task), make_reference(task.cell.workload)
     for _ in range(WARM_UP):
         reference()
         warm_s = sample(call, task.device).wall_ns / 1e9
