@@ -1,7 +1,7 @@
 """Runs a gate: counts and times the cells of two versions in processes of their own, in pairs, until it is clear."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import accumulate
 from typing import Any
@@ -102,7 +102,7 @@ class Side:
             cell=replace(cell, **self.resolved),  # type: ignore[arg-type]
             status=self.status,
             reason=self.reason,
-            key=sha256([experiment, asdict(cell), environment["code"], environment["fingerprint"]]),
+            key=sha256([experiment, cell.to_dict(), environment["code"], environment["fingerprint"]]),
             created_at=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
             environment=environment,
             metrics=metrics,
@@ -254,7 +254,7 @@ def measure_alone(
 
 def run_brief(version: Version, cell: Cell, part: str) -> Outcome:
     """A process of that version."""
-    request = {"task": "brief", "cell": asdict(cell), "part": part}
+    request = {"task": "brief", "cell": cell.to_dict(), "part": part}
     return isolate.run_worker(request, cell.threads, PROCESS_S, version.python, version.root)
 
 

@@ -131,6 +131,23 @@ def _predict(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield {"predicted": {}, "problem": f"no prediction for {cell.label}: {str(error).splitlines()[0]}"}
 
 
+def _describe(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What the model of every cell is, in order."""
+    from retbench.measure.describe import describe
+
+    for fields in request["cells"]:
+        cell = Cell.from_dict(fields)
+        try:
+            yield {"facts": describe(cell)}
+        except ValueError as error:
+            yield _bad_input(cell, error)
+
+
+def _bad_input(cell: Cell, error: ValueError) -> dict[str, Any]:
+    """Tells of a cell that nobody can measure: what was asked of its model contradicts it."""
+    return {"bad_input": f"{cell.label}: {error}"}
+
+
 def _brief(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """One side of a pair of the gate: timed calls or, as ``part`` says, what can be counted."""
     import torch
@@ -154,23 +171,6 @@ def _brief(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
             "involuntary_context_switches": switches,
         }
     }
-
-
-def _describe(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """What the model of every cell is, in order."""
-    from retbench.measure.describe import describe
-
-    for fields in request["cells"]:
-        cell = Cell.from_dict(fields)
-        try:
-            yield {"facts": describe(cell)}
-        except ValueError as error:
-            yield _bad_input(cell, error)
-
-
-def _bad_input(cell: Cell, error: ValueError) -> dict[str, Any]:
-    """Tells of a cell that nobody can measure: what was asked of its model contradicts it."""
-    return {"bad_input": f"{cell.label}: {error}"}
 
 
 _TASKS = {"measure": _measure, "brief": _brief, "rounds": _rounds, "predict": _predict, "describe": _describe}

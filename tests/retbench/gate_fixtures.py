@@ -61,7 +61,7 @@ class Processes:
     ) -> Outcome:
         assert root is not None
         assert (root / "models").is_dir()
-        return self.answer(root.name, Cell(**request["cell"]), request["part"])
+        return self.answer(root.name, Cell.from_dict(request["cell"]), request["part"])
 
     def answer(self, version: str, cell: Cell, part: str) -> Outcome:
         self.before()
