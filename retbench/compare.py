@@ -29,20 +29,7 @@ TIMES = {
     "prefill_cpu_ns": "ttft_cpu_ms",
 }
 FEWEST_SAMPLES = 3  # that an interval is made of
-# The same code gives the same number: these are counted, not timed.
-EXACT = (
-    "parameters",
-    "flops",
-    "weights_bytes",
-    "state_bytes",
-    "step_bytes",
-    "activations_bytes",
-    "peak_memory_bytes",
-    "allocated_bytes",
-    "torch_peak_memory_bytes",
-    "torch_allocated_bytes",
-    "prefill_peak_memory_bytes",
-)
+SAMPLED_BYTES = ("vm_hwm_bytes", "nvml_used_bytes", "cuda_reserved_bytes")  # the other bytes are counted
 
 Kind = Literal["timed", "exact"]
 Matched = tuple[str, Cell]  # experiment, and the cell as it was requested
@@ -140,10 +127,15 @@ def changes_of(before: Record, after: Record) -> Iterator[Change]:
                 ratio = replace(ratio, low=math.nan, high=math.nan)
             metric = TIMES.get(name, f"{name.removesuffix('_ns')}_ms")
             yield Change(after.cell, metric, "timed", _median_ms(first), _median_ms(second), ratio)
-    for name in EXACT:
-        one, two = before.metrics.get(name), after.metrics.get(name)
-        if one is not None and two is not None:
+    for name, one in before.metrics.items():
+        two = after.metrics.get(name)
+        if is_counted(name) and one is not None and two is not None:
             yield exact_change(after.cell, name, one, two)
+
+
+def is_counted(metric: str) -> bool:
+    """Whether the same code gives the same number."""
+    return metric in ("parameters", "flops") or (metric.endswith("_bytes") and metric not in SAMPLED_BYTES)
 
 
 def exact_change(cell: Cell, metric: str, before: float, after: float) -> Change:

@@ -167,6 +167,7 @@ def _decide(
 ) -> int:
     """Runs the gate, stores its records, writes its reports and returns the exit status."""
     from retbench.gate import exit_status
+    from retbench.gate_run import TIME
     from retbench.report.gate_outputs import annotations, write_all
     from retbench.report.gate_table import backend_notes, gate_table
     from retbench.report.tables import Format, render
@@ -184,8 +185,11 @@ def _decide(
             side = course.base if version.name == "base" else course.head
             stores[version.name].append(side.record(_EXPERIMENTS[version.name], course.cell, version))
     title = f"{baseline or gate.versions[0].label} against {gate.versions[-1].label}: {_OUTCOMES[status]}"
-    rule = f"a time regressed where its ratio surely exceeds {1 + gate.margin:g}, by Holm's correction over all cells"
-    table = gate_table(rows, title, [rule, *backend_notes(gate.courses)])
+    rule = (
+        f"a time regressed where it surely exceeds {1 + gate.margin:g} of the base, by Holm's correction over cells; "
+        "ratios are of times relative to the reference workload in the same process"
+    )
+    table = gate_table(rows, title, [*([rule] if TIME in gate.metrics else []), *backend_notes(gate.courses)])
     files = write_all(rows, table, out / "reports" / "gate", os.environ)
     render(table, cast(Format, output_format), sys.stdout)
     if os.environ.get("GITHUB_ACTIONS"):

@@ -3,11 +3,13 @@
 Times of different days are not comparable on most machines, ratios to the reference that ran between the calls are.
 """
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
@@ -52,12 +54,7 @@ class History:
 
     def change(self, step: int) -> float:
         """The ratio of the medians after and before a step, up to its neighbours."""
-        from statistics import median
-
-        before = max((other for other in self.steps if other < step), default=0)
-        after = min((other for other in self.steps if other > step), default=len(self.runs))
-        values = [run.relative.value for run in self.runs]
-        return median(values[step:after]) / median(values[before:step])
+        return change([run.relative.value for run in self.runs], self.steps, step)
 
 
 def command(
@@ -103,8 +100,27 @@ def histories(path: Path) -> tuple[list[History], tuple[str, ...]]:
     return found, tuple(problem for some in contents for problem in some.problems)
 
 
-def steps(values: Sequence[float], first: int = 0) -> list[int]:
-    """Places from which on values differ from those before; ``first`` is added to them.
+def steps(values: Sequence[float]) -> list[int]:
+    """Places from which on values differ from those before, by SMALLEST_STEP at least."""
+    found = _segments(values)
+    while found:
+        sizes = {step: abs(math.log(change(values, found, step))) for step in found}
+        least = min(found, key=lambda step: sizes[step])
+        if sizes[least] >= math.log1p(SMALLEST_STEP):
+            break
+        found.remove(least)
+    return found
+
+
+def change(values: Sequence[float], found: Sequence[int], step: int) -> float:
+    """The ratio of the medians after and before a step, up to the steps beside it."""
+    before = max((other for other in found if other < step), default=0)
+    after = min((other for other in found if other > step), default=len(values))
+    return median(values[step:after]) / median(values[before:step])
+
+
+def _segments(values: Sequence[float], first: int = 0) -> list[int]:
+    """Where segments begin; ``first`` is added to them.
 
     Circular binary segmentation (Olshen et al. 2004): the run of values that differs most from the rest counts where
     its median does so by SMALLEST_STEP and where hardly any order of the same values has as clear a one.
@@ -123,7 +139,7 @@ def steps(values: Sequence[float], first: int = 0) -> list[int]:
     if (as_clear + 1) / (SHUFFLES + 1) > ERROR:
         return []
     ends = [0, *(end for end in (begin, end) if 0 < end < len(logs)), len(logs)]
-    within = [step for one, two in pairwise(ends) for step in steps(values[one:two], first + one)]
+    within = [step for one, two in pairwise(ends) for step in _segments(values[one:two], first + one)]
     return sorted([*(first + end for end in ends[1:-1]), *within])
 
 
@@ -132,11 +148,11 @@ def _clearest(logs: "np.ndarray") -> tuple[int, int, float]:
     import numpy as np
 
     count, sums = len(logs), np.concatenate([[0.0], np.cumsum(logs)])
-    begin, end = np.triu_indices(count + 1, FEWEST_RUNS)
-    inner = [(places == 0) | (places == count) | ((places >= FEWEST_RUNS) & (places <= count - FEWEST_RUNS))
-             for places in (begin, end)]  # fmt: skip
-    allowed = inner[0] & inner[1] & (count - (end - begin) >= FEWEST_RUNS)
-    begin, end = begin[allowed], end[allowed]
+    places = np.array([0, *range(FEWEST_RUNS, count - FEWEST_RUNS + 1), count])  # no shorter run at either end
+    first, last = np.triu_indices(len(places), 1)
+    begin, end = places[first], places[last]
+    long = (end - begin >= FEWEST_RUNS) & (end - begin <= count - FEWEST_RUNS)
+    begin, end = begin[long], end[long]
     length, total = end - begin, sums[-1]
     inside = sums[end] - sums[begin]
     outside = total - inside

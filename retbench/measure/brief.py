@@ -7,8 +7,9 @@ from collections.abc import Callable
 from functools import partial
 
 from models.language_model import LanguageModel, State
-from retbench.measure import Model, Part, Task, forward_backward
+from retbench.measure import Model, Part, Task
 from retbench.measure.reference import VERSION, make_reference
+from retbench.spec import Training
 from retbench.timing import sample
 
 ROUNDS = 20  # of the reference workload and the cell in turn
@@ -19,7 +20,7 @@ MOST_CALLS = 10  # of a round
 
 def time_calls(model: Model, task: Task) -> Part:
     """Samples of the device's work in one call of the cell, and of the reference workload between them."""
-    call, reference = _call(model, task), make_reference()
+    call, reference = _call(model, task), make_reference(task.cell.workload)
     for _ in range(WARM_UP):
         reference()
         warm_s = sample(call, task.device).wall_ns / 1e9
@@ -70,7 +71,11 @@ def _call(model: Model, task: Task) -> Callable[[], object]:
         return partial(model.prefill, task.tokens(vocab_size, cell.batch_size, cell.seq_len))
     if not isinstance(model, LanguageModel):
         raise NotImplementedError(f"{cell.system} is not trained here")
-    return partial(forward_backward, model, task.tokens(vocab_size, cell.batch_size, cell.seq_len + 1))
+    from retbench.measure.train_step import Trainer
+
+    training = cell.training or Training()
+    shape = (training.grad_accumulation, cell.batch_size, cell.seq_len + 1)
+    return partial(Trainer(model, training).step, task.tokens(vocab_size, *shape))
 
 
 def _full_state(model: Model, task: Task) -> State:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from models import build, retention
 from models.language_model import LanguageModel
@@ -14,6 +15,7 @@ from retbench import worker
 from retbench.devices.cpu import DEVICE as CPU
 from retbench.gate import judge_count
 from retbench.measure import Task, brief
+from retbench.measure.reference import VERSION, make_reference
 from retbench.spec import Cell
 from retbench.timing import Deadline
 
@@ -69,6 +71,18 @@ def test_a_process_sends_calls_and_the_reference_workload(workload: str) -> None
     assert len(samples["reference_ns"]) == brief.ROUNDS
     assert brief.ROUNDS <= len(samples["work_ns"]) <= brief.ROUNDS * brief.MOST_CALLS
     assert all(ns > 0 for ns in samples["work_ns"] + samples["reference_ns"])
+
+
+@pytest.mark.parametrize(
+    ("workload", "flops"), [("decode", 0), ("prefill", 4 * 2 * 384**3), ("train_step", 4 * 2 * 384**3)]
+)
+def test_the_reference_never_changes_and_that_of_a_decode_step_only_reads(workload: str, flops: int) -> None:
+    reference = make_reference(workload)
+    with FlopCounterMode(display=False) as counter:
+        reference()
+
+    assert counter.get_total_flops() == flops
+    assert VERSION == 1
 
 
 def state_of_float64(model: LanguageModel, patch: pytest.MonkeyPatch) -> None:

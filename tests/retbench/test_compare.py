@@ -58,6 +58,10 @@ def test_counted_metrics_are_compared_to_the_byte() -> None:
     assert found["parameters"].ratio.value == 1
 
 
+def test_bytes_that_the_kernel_samples_are_not_compared() -> None:
+    assert "vm_hwm_bytes" not in changes(timed(vm_hwm_bytes=1), timed(vm_hwm_bytes=2))
+
+
 def test_something_where_there_was_nothing_is_infinitely_more() -> None:
     assert changes(timed(allocated_bytes=0), timed(allocated_bytes=8))["allocated_bytes"].ratio.value == float("inf")
 

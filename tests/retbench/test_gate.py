@@ -151,11 +151,6 @@ def test_inconclusive_passes_where_that_was_asked_for() -> None:
     assert exit_status(["ok", "inconclusive"], inconclusive_passes=True) == 0
 
 
-@pytest.mark.parametrize(("values", "expected"), [([5.0], 5), ([1.0, 3.0], 2), ([-99.0, 1.0, 3.0, 99.0], 2)])
-def test_the_midmean_is_of_the_middle_half(values: list[float], expected: float) -> None:
-    assert gate.midmean(np.array(values)) == expected
-
-
 def test_power_grows_with_the_slowdown_and_false_alarms_are_rare() -> None:
     recorded = log_ratios(pairs(60))
 
