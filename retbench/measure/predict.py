@@ -1,15 +1,9 @@
-"""Predicts a cell's bytes without running it: the same calls on fake tensors, every live storage counted."""
+"""Predicts a cell's bytes and operations without running it: the same calls on fake tensors, counted."""
 
-import weakref
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
-from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 from models import configure, from_config
 from models.checkpoint import read_config
@@ -17,111 +11,138 @@ from models.config import Config
 from models.language_model import LanguageModel, State
 from models.quantization import quantize_
 from retbench.measure import TORCH_DTYPES
+from retbench.measure.ledger import Ledger
 from retbench.spec import Cell
 
-TRACED_LAYERS = 2
 UNCOUNTABLE = 2**62  # bytes of a tensor whose size torch cannot express: more than any memory
-
-
-class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of storages as operators create and drop them; those of ``outside`` do not count."""
-
-    def __init__(self, outside: Iterable[Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.live = self.peak = self.allocated = 0
-        self._known = {tensor.untyped_storage()._cdata for tensor in outside}
-
-    def hold(self, tensors: Iterable[Tensor]) -> None:
-        """Counts tensors that exist already and may be dropped: keep no list of them."""
-        for tensor in tensors:
-            self._count(tensor.untyped_storage())
-
-    def __torch_dispatch__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for leaf in tree_iter(out):
-            if isinstance(leaf, Tensor):
-                self._count(leaf.untyped_storage())
-        return out
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        if storage._cdata not in self._known:
-            self._known.add(storage._cdata)
-            self.live += storage.nbytes()
-            self.allocated += storage.nbytes()
-            self.peak = max(self.peak, self.live)
-            weakref.finalize(storage, self._free, storage.nbytes(), storage._cdata)
-
-    def _free(self, nbytes: int, address: int) -> None:
-        self.live -= nbytes
-        self._known.discard(address)
-
-
-def predict(cell: Cell) -> dict[str, int]:
-    """Bytes of weights, state, a decode step's traffic, and the peaks of decode and prefill, on any device.
-
-    Weights and states are counted on the meta device. Activations are traced on two layers: all layers are alike and
-    none keeps anything but its state. The tensors pretend to be on the CPU: faking a CUDA device aborts or silently
-    replaces fused attention.
-    """
-    torch.set_default_dtype(TORCH_DTYPES[cell.dtype])
-    torch.set_num_threads(cell.threads)  # each has memory of its own in a native step
-    config = (
-        configure(cell.system, cell.size, **cell.overrides) if cell.checkpoint is None else read_config(cell.checkpoint)
-    )
-    with torch.device("meta"):
-        model = _model(cell, config)
-        state = model.init_state(cell.batch_size, cell.seq_len)
-    state.position = cell.seq_len - 1
-    state_bytes = _filled_bytes(state, cell.seq_len)
-    weights_bytes = model.weights_bytes()
-    with FakeTensorMode(), torch.no_grad():
-        step, prefill = _activations(cell, replace(config, n_layers=min(TRACED_LAYERS, config.n_layers)))
-    layers = config.n_layers / min(TRACED_LAYERS, config.n_layers)
-    return {
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "weights_bytes": weights_bytes,
-        "state_bytes": state_bytes,
-        "step_bytes": model.step_weights_bytes() + state.step_bytes(),
-        "step_allocated_bytes": int(step.allocated * layers),
-        "peak_memory_bytes": weights_bytes + state_bytes + step.peak,
-        "prefill_peak_memory_bytes": weights_bytes + state_bytes + prefill.peak,
-        "prefill_allocated_bytes": min(int(prefill.allocated * layers), UNCOUNTABLE),
-    }
+Prediction = dict[str, int]
 
 
 @dataclass(frozen=True)
-class Activations:
-    """Bytes beside weights and state: at the peak, and all that is ever allocated."""
+class Counts:
+    """What a run does beside holding weights and state: its peak, all that it allocates and moves, operations."""
 
     peak: int
-    allocated: int
+    allocated: int = 0
+    moved: int = 0
+    flops: int = 0
+
+    @classmethod
+    def of(cls, ledger: Ledger, held: int, state: int) -> "Counts":
+        """``held`` bytes of state were there before, ``state`` bytes are after it."""
+        return cls(ledger.peak - state, ledger.allocated - held, ledger.moved, ledger.flops)
 
 
-def _activations(cell: Cell, config: Config) -> tuple[Activations, Activations]:
-    """Those of a decode step and of a prefill."""
-    model = _model(cell, config)
-    if cell.device != "cpu":
-        model.decode_backend = "torch"
-    tokens = torch.zeros(cell.batch_size, cell.seq_len, dtype=torch.int64)
-    state = model.init_state(cell.batch_size, cell.seq_len)
-    state.fill_(cell.seq_len - 1)
-    model.positions(0, 1)  # makes what a model makes once and keeps: a measured step finds it there
-    outside = [*model.parameters(), *model.buffers(), tokens]
-    held_bytes = state.nbytes
-    with LiveBytes(outside) as live:
-        live.hold(state.tensors())
-        model.step(tokens[:, 0], state)
-    step, state_bytes = Activations(live.peak - state.nbytes, live.allocated - held_bytes), state.nbytes
-    try:
-        with LiveBytes(outside) as live:
-            model.prefill(tokens)
-    except RuntimeError as error:
-        if "overflow" not in str(error):
-            raise
-        return step, Activations(UNCOUNTABLE, UNCOUNTABLE)
-    return step, Activations(live.peak - state_bytes, live.allocated - state_bytes)
+class Predictor:
+    """A cell's model at any length and batch.
+
+    Weights and states are counted on the meta device. Activations of decode and prefill are traced on one layer and on
+    two: all layers are alike and none keeps anything but its state, so that the peak is that of two and all else grows
+    by the difference. The tensors pretend to be on the CPU: faking a CUDA device aborts or silently replaces fused
+    attention.
+    """
+
+    def __init__(self, cell: Cell) -> None:
+        self.cell = cell
+        torch.set_default_dtype(TORCH_DTYPES[cell.dtype])
+        torch.set_num_threads(cell.threads)  # each has memory of its own in a native step
+        self.config = (
+            read_config(cell.checkpoint)
+            if cell.checkpoint is not None
+            else configure(cell.system, cell.size, **cell.overrides)
+        )
+        with torch.device("meta"):
+            self._model = _model(cell, self.config)
+        self._fake = FakeTensorMode()
+        depths = range(1, min(2, self.config.n_layers) + 1)
+        with self._fake:
+            self._shallow = [_model(cell, replace(self.config, n_layers=depth)) for depth in depths]
+
+    def weights(self) -> Prediction:
+        parameters = sum(parameter.numel() for parameter in self._model.parameters())
+        return {"parameters": parameters, "weights_bytes": self._model.weights_bytes()}
+
+    def decode(self, seq_len: int, batch_size: int) -> Prediction:
+        """A step at the last of ``seq_len`` positions: bytes that it must move, all that it allocates, its peak."""
+        with torch.device("meta"):
+            state = self._model.init_state(batch_size, seq_len)
+        state.position = seq_len - 1
+        state_bytes = _filled_bytes(state, seq_len)
+        step = self._scaled([self._step(model, seq_len, batch_size) for model in self._shallow])
+        return {
+            "state_bytes": state_bytes,
+            "step_bytes": self._model.step_weights_bytes() + state.step_bytes(),
+            "step_allocated_bytes": step.allocated,
+            "step_flops": step.flops,
+            "peak_memory_bytes": self._model.weights_bytes() + state_bytes + step.peak,
+        }
+
+    def prefill(self, seq_len: int, batch_size: int) -> Prediction:
+        """A prompt of ``seq_len`` positions; beyond what torch can express, UNCOUNTABLE bytes."""
+        with torch.device("meta"):
+            state_bytes = _filled_bytes(self._model.init_state(batch_size, seq_len), seq_len)
+        try:
+            counts = self._scaled([self._prefill(model, seq_len, batch_size) for model in self._shallow])
+        except RuntimeError as error:
+            if "overflow" not in str(error):
+                raise
+            counts = Counts(UNCOUNTABLE, UNCOUNTABLE, UNCOUNTABLE, UNCOUNTABLE)
+        return {
+            "prefill_peak_memory_bytes": self._model.weights_bytes() + state_bytes + counts.peak,
+            "prefill_allocated_bytes": min(counts.allocated, UNCOUNTABLE),
+            "prefill_moved_bytes": min(counts.moved, UNCOUNTABLE),
+            "prefill_flops": min(counts.flops, UNCOUNTABLE),
+        }
+
+    def _scaled(self, shallow: list[Counts]) -> Counts:
+        """Those of all layers from those of one and of two."""
+        first, last = shallow[0], shallow[-1]
+        more = self.config.n_layers - 1
+        return Counts(
+            last.peak,
+            *(getattr(first, name) + more * (getattr(last, name) - getattr(first, name)) for name in SCALED),
+        )
+
+    def _step(self, model: LanguageModel, seq_len: int, batch_size: int) -> Counts:
+        """One step; its operations are those of the plain step, which a native one makes unseen."""
+        with self._fake, torch.no_grad():
+            if self.cell.device != "cpu":
+                model.decode_backend = "torch"
+            counts = self._step_counts(model, seq_len, batch_size)
+            if model.decode_backend == "native":
+                model.decode_backend = "torch"
+                counts = replace(counts, flops=self._step_counts(model, seq_len, batch_size).flops)
+                model.decode_backend = "native"
+        return counts
+
+    def _step_counts(self, model: LanguageModel, seq_len: int, batch_size: int) -> Counts:
+        token = torch.zeros(batch_size, dtype=torch.int64)
+        state = model.init_state(batch_size, seq_len)
+        state.fill_(seq_len - 1)
+        model.positions(0, 1)  # makes what a model makes once and keeps: a measured step finds it there
+        held = state.nbytes
+        with Ledger([*model.parameters(), *model.buffers(), token]) as ledger:
+            ledger.hold(state.tensors())
+            model.step(token, state)
+        return Counts.of(ledger, held, state.nbytes)
+
+    def _prefill(self, model: LanguageModel, seq_len: int, batch_size: int) -> Counts:
+        with self._fake, torch.no_grad():
+            tokens = torch.zeros(batch_size, seq_len, dtype=torch.int64)
+            model.positions(0, 1)
+            with Ledger([*model.parameters(), *model.buffers(), tokens]) as ledger:
+                _, state = model.prefill(tokens)
+            return Counts.of(ledger, state.nbytes, state.nbytes)
+
+
+SCALED = ("allocated", "moved", "flops")
+
+
+def predict(cell: Cell) -> Prediction:
+    """Bytes and operations of what the cell's workload runs, on any device."""
+    predictor = Predictor(cell)
+    found = predictor.weights() | predictor.decode(cell.seq_len, cell.batch_size)
+    return found | predictor.prefill(cell.seq_len, cell.batch_size)
 
 
 def _model(cell: Cell, config: Config) -> LanguageModel:
