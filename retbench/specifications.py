@@ -1,4 +1,4 @@
-"""Specifications of devices that need not be here: memory, bandwidth and dense peaks, a data file each with its source."""
+"""Specifications of devices that need not be here: limits of memory and speed, a data file each with its source."""
 
 import difflib
 import tomllib

@@ -12,7 +12,8 @@ from models.language_model import LanguageModel, State
 from models.quantization import quantize_
 from retbench.measure import TORCH_DTYPES
 from retbench.measure.ledger import Ledger
-from retbench.spec import Cell
+from retbench.measure.train_step import Trainer
+from retbench.spec import Cell, Training
 
 UNCOUNTABLE = 2**62  # bytes of a tensor whose size torch cannot express: more than any memory
 Prediction = dict[str, int]
@@ -92,6 +93,28 @@ class Predictor:
             "prefill_allocated_bytes": min(counts.allocated, UNCOUNTABLE),
             "prefill_moved_bytes": min(counts.moved, UNCOUNTABLE),
             "prefill_flops": min(counts.flops, UNCOUNTABLE),
+        }
+
+    def train(self, seq_len: int, batch_size: int) -> Prediction:
+        """One optimizer step after another one, traced on all layers: what a layer keeps for its gradient adds up."""
+        training = self.cell.training or Training()
+        with self._fake:
+            model = _model(self.cell, self.config)
+            trainer = Trainer(model, training)
+            micro_batches = torch.zeros(training.grad_accumulation, batch_size, seq_len + 1, dtype=torch.int64)
+            trainer.step(micro_batches[:, :1, :2])  # makes what the first step makes and all keep
+            weights, kept = [*model.parameters(), *model.buffers()], trainer.optimizer.tensors()
+            with Ledger([*weights, *kept, micro_batches]) as ledger:
+                trainer.backward(micro_batches)
+                gradients_bytes = sum(gradient.nbytes for gradient in trainer.optimizer.gradients())
+                trainer.update()
+        optimizer_bytes = sum(tensor.nbytes for tensor in kept)
+        return {
+            "gradients_bytes": gradients_bytes,
+            "optimizer_bytes": optimizer_bytes,
+            "train_peak_memory_bytes": model.weights_bytes() + optimizer_bytes + ledger.peak,
+            "train_moved_bytes": ledger.moved,
+            "train_flops": ledger.flops,
         }
 
     def _scaled(self, shallow: list[Counts]) -> Counts:
