@@ -36,12 +36,13 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        read = [leaf for leaf in tree_iter((args, kwargs)) if isinstance(leaf, Tensor)]
         out = func(*args, **kwargs)
         written = [leaf for leaf in tree_iter(out) if isinstance(leaf, Tensor)]
         for tensor in written:
             self._count(tensor.untyped_storage())
         packet = func._overloadpacket  # type: ignore[attr-defined]
-        self.moved += _moved(func, packet, [x for x in tree_iter((args, kwargs)) if isinstance(x, Tensor)], written)
+        self.moved += _moved(func, packet, read, written)
         if packet in FLOPS:
             self.flops += int(FLOPS[packet](*args, **kwargs, out_val=out))
         return out

@@ -12,6 +12,7 @@ from models.language_model import LanguageModel, State
 from models.quantization import quantize_
 from retbench.measure import TORCH_DTYPES
 from retbench.measure.ledger import Ledger
+from retbench.measure.split import split_step
 from retbench.measure.train_step import Trainer
 from retbench.spec import Cell, Training
 
@@ -103,18 +104,15 @@ class Predictor:
             trainer = Trainer(model, training)
             micro_batches = torch.zeros(training.grad_accumulation, batch_size, seq_len + 1, dtype=torch.int64)
             trainer.step(micro_batches[:, :1, :2])  # makes what the first step makes and all keep
-            weights, kept = [*model.parameters(), *model.buffers()], trainer.optimizer.tensors()
-            with Ledger([*weights, *kept, micro_batches]) as ledger:
-                trainer.backward(micro_batches)
-                gradients_bytes = sum(gradient.nbytes for gradient in trainer.optimizer.gradients())
-                trainer.update()
-        optimizer_bytes = sum(tensor.nbytes for tensor in kept)
+            live = split_step(trainer, micro_batches)
+            optimizer_bytes = sum(tensor.nbytes for tensor in trainer.optimizer.tensors())
+        kinds = live.peak_kinds()
         return {
-            "gradients_bytes": gradients_bytes,
             "optimizer_bytes": optimizer_bytes,
-            "train_peak_memory_bytes": model.weights_bytes() + optimizer_bytes + ledger.peak,
-            "train_moved_bytes": ledger.moved,
-            "train_flops": ledger.flops,
+            **{f"{kind}_bytes": nbytes for kind, nbytes in kinds.items()},
+            "peak_memory_bytes": model.weights_bytes() + optimizer_bytes + live.peak,
+            "step_moved_bytes": live.moved,
+            "step_flops": live.flops,
         }
 
     def _scaled(self, shallow: list[Counts]) -> Counts:
@@ -162,10 +160,11 @@ SCALED = ("allocated", "moved", "flops")
 
 
 def predict(cell: Cell) -> Prediction:
-    """Bytes and operations of what the cell's workload runs, on any device."""
-    predictor = Predictor(cell)
-    found = predictor.weights() | predictor.decode(cell.seq_len, cell.batch_size)
-    return found | predictor.prefill(cell.seq_len, cell.batch_size)
+    """Bytes and operations of a training step, or of decode and prefill where the cell's workload is another."""
+    predictor, point = Predictor(cell), (cell.seq_len, cell.batch_size)
+    if cell.workload == "train_step":
+        return predictor.weights() | predictor.train(*point)
+    return predictor.weights() | predictor.decode(*point) | predictor.prefill(*point)
 
 
 def _model(cell: Cell, config: Config) -> LanguageModel:
