@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from models.catalogue import peer_of
 from retbench import isolate
@@ -22,7 +23,16 @@ MARGIN = 1.15  # a prefill is planned for when this many times its time is there
 
 def predict(cells: Sequence[Cell]) -> tuple[list[Prediction], list[str]]:
     """A prediction for every cell, that of its twin for a peer's; empty where there is none, and in words why not."""
-    request = {"task": "predict", "cells": [_predictable(cell).to_dict() for cell in cells]}
+    return _ask(cells, {"task": "predict"})
+
+
+def estimate(cells: Sequence[Cell], memory_bytes: int) -> tuple[list[Prediction], list[str]]:
+    """What every cell would need, and how far it could go in so many bytes; otherwise as ``predict``."""
+    return _ask(cells, {"task": "estimate", "memory_bytes": memory_bytes})
+
+
+def _ask(cells: Sequence[Cell], task: dict[str, Any]) -> tuple[list[Prediction], list[str]]:
+    request = {**task, "cells": [_predictable(cell).to_dict() for cell in cells]}
     outcome = isolate.run_worker(request, threads=1, timeout_s=TIMEOUT_S)
     predictions = [message["predicted"] for message in outcome.messages]
     problems = [message["problem"] for message in outcome.messages if message["problem"]]

@@ -10,7 +10,8 @@ import resource
 import select
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -121,6 +122,17 @@ def _predict(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The predicted bytes of every cell, in order; a cell that cannot be predicted does not stop the others."""
     from retbench.measure.predict import predict
 
+    return _each(request, predict)
+
+
+def _estimate(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What every cell would need, in order, and how far it could go in so many bytes."""
+    from retbench.measure.estimate import estimate
+
+    return _each(request, partial(estimate, memory_bytes=request["memory_bytes"]))
+
+
+def _each(request: dict[str, Any], predict: Callable[[Cell], dict[str, int]]) -> Iterator[dict[str, Any]]:
     for fields in request["cells"]:
         cell = Cell.from_dict(fields)
         try:
@@ -129,7 +141,7 @@ def _predict(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield {"predicted": {}, "problem": f"no prediction for {cell.label}: {str(error).splitlines()[0]}"}
 
 
-_TASKS = {"measure": _measure, "rounds": _rounds, "predict": _predict}
+_TASKS = {"measure": _measure, "rounds": _rounds, "predict": _predict, "estimate": _estimate}
 
 
 def _failure(error: Exception) -> dict[str, str]:

@@ -72,12 +72,12 @@ def _moved(func: Any, packet: Any, read: Sequence[Tensor], written: Sequence[Ten
 
 def _flash(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> int:
     """Of the CPU's FlashAttention, which torch's registry lacks: q, k, v (B, H, T or S, K)."""
-    return int(sdpa_flop_count(q.shape, k.shape, v.shape))
+    return int(sdpa_flop_count(q.shape, k.shape, v.shape))  # type: ignore[no-untyped-call]
 
 
 def _flash_backward(grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> int:
     """Five products where a backward pass that kept the scores has four."""
-    return int(sdpa_backward_flop_count(grad_out.shape, q.shape, k.shape, v.shape))
+    return int(sdpa_backward_flop_count(grad_out.shape, q.shape, k.shape, v.shape))  # type: ignore[no-untyped-call]
 
 
 def _fft(x: Tensor, dim: Sequence[int], *_: Any, out_val: Tensor, **__: Any) -> int:

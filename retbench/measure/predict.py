@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from models import configure, from_config
 from models.checkpoint import read_config
 from models.config import Config
-from models.language_model import LanguageModel, State
+from models.language_model import LanguageModel
 from models.quantization import quantize_
 from retbench.measure import TORCH_DTYPES
 from retbench.measure.ledger import Ledger
@@ -22,26 +22,25 @@ Prediction = dict[str, int]
 
 @dataclass(frozen=True)
 class Counts:
-    """What a run does beside holding weights and state: its peak, all that it allocates and moves, operations."""
+    """What a run does: its peak beside weights and state; bytes of state, those that it must move; all that it does."""
 
     peak: int
+    state: int = 0
+    must_move: int = 0  # of the state, in a step
     allocated: int = 0
     moved: int = 0
     flops: int = 0
 
-    @classmethod
-    def of(cls, ledger: Ledger, held: int, state: int) -> "Counts":
-        """``held`` bytes of state were there before, ``state`` bytes are after it."""
-        return cls(ledger.peak - state, ledger.allocated - held, ledger.moved, ledger.flops)
+
+SCALED = ("state", "must_move", "allocated", "moved", "flops")  # fields that grow with the layers
 
 
 class Predictor:
     """A cell's model at any length and batch.
 
-    Weights and states are counted on the meta device. Activations of decode and prefill are traced on one layer and on
-    two: all layers are alike and none keeps anything but its state, so that the peak is that of two and all else grows
-    by the difference. The tensors pretend to be on the CPU: faking a CUDA device aborts or silently replaces fused
-    attention.
+    Weights are counted on the meta device. Decode and prefill are traced on one layer and on two: all layers are alike
+    and none keeps anything but its state, so that the peak beside it is that of two and all else grows by the
+    difference. The tensors pretend to be on the CPU: faking a CUDA device aborts or silently replaces fused attention.
     """
 
     def __init__(self, cell: Cell) -> None:
@@ -66,41 +65,36 @@ class Predictor:
 
     def decode(self, seq_len: int, batch_size: int) -> Prediction:
         """A step at the last of ``seq_len`` positions: bytes that it must move, all that it allocates, its peak."""
-        with torch.device("meta"):
-            state = self._model.init_state(batch_size, seq_len)
-        state.position = seq_len - 1
-        state_bytes = _filled_bytes(state, seq_len)
         step = self._scaled([self._step(model, seq_len, batch_size) for model in self._shallow])
         return {
-            "state_bytes": state_bytes,
-            "step_bytes": self._model.step_weights_bytes() + state.step_bytes(),
+            "state_bytes": step.state,
+            "step_bytes": self._model.step_weights_bytes() + step.must_move,
             "step_allocated_bytes": step.allocated,
             "step_flops": step.flops,
-            "peak_memory_bytes": self._model.weights_bytes() + state_bytes + step.peak,
+            "peak_memory_bytes": self._model.weights_bytes() + step.state + step.peak,
         }
 
     def prefill(self, seq_len: int, batch_size: int) -> Prediction:
         """A prompt of ``seq_len`` positions; beyond what torch can express, UNCOUNTABLE bytes."""
-        with torch.device("meta"):
-            state_bytes = _filled_bytes(self._model.init_state(batch_size, seq_len), seq_len)
         try:
             counts = self._scaled([self._prefill(model, seq_len, batch_size) for model in self._shallow])
         except RuntimeError as error:
             if "overflow" not in str(error):
                 raise
-            counts = Counts(UNCOUNTABLE, UNCOUNTABLE, UNCOUNTABLE, UNCOUNTABLE)
+            counts = Counts(*[UNCOUNTABLE] * 6)
         return {
-            "prefill_peak_memory_bytes": self._model.weights_bytes() + state_bytes + counts.peak,
+            "state_bytes": counts.state,
+            "prefill_peak_memory_bytes": self._model.weights_bytes() + counts.state + counts.peak,
             "prefill_allocated_bytes": min(counts.allocated, UNCOUNTABLE),
             "prefill_moved_bytes": min(counts.moved, UNCOUNTABLE),
             "prefill_flops": min(counts.flops, UNCOUNTABLE),
         }
 
-    def train(self, seq_len: int, batch_size: int) -> Prediction:
+    def train(self, seq_len: int, batch_size: int, n_layers: int | None = None) -> Prediction:
         """One optimizer step after another one, traced on all layers: what a layer keeps for its gradient adds up."""
         training = self.cell.training or Training()
         with self._fake:
-            model = _model(self.cell, self.config)
+            model = _model(self.cell, replace(self.config, n_layers=n_layers or self.config.n_layers))
             trainer = Trainer(model, training)
             micro_batches = torch.zeros(training.grad_accumulation, batch_size, seq_len + 1, dtype=torch.int64)
             trainer.step(micro_batches[:, :1, :2])  # makes what the first step makes and all keep
@@ -115,14 +109,19 @@ class Predictor:
             "step_flops": live.flops,
         }
 
+    def peak(self, seq_len: int, batch_size: int) -> int:
+        """That of decode or prefill alone, the cell's workload, from one trace."""
+        deepest = self._shallow[-1]
+        counts = (self._step if self.cell.workload == "decode" else self._prefill)(deepest, seq_len, batch_size)
+        state_bytes = counts.state * self.config.n_layers // deepest.config.n_layers
+        return self._model.weights_bytes() + state_bytes + counts.peak
+
     def _scaled(self, shallow: list[Counts]) -> Counts:
         """Those of all layers from those of one and of two."""
         first, last = shallow[0], shallow[-1]
         more = self.config.n_layers - 1
-        return Counts(
-            last.peak,
-            *(getattr(first, name) + more * (getattr(last, name) - getattr(first, name)) for name in SCALED),
-        )
+        grown = {name: (getattr(first, name), getattr(last, name)) for name in SCALED}
+        return Counts(last.peak, **{name: one + more * (two - one) for name, (one, two) in grown.items()})
 
     def _step(self, model: LanguageModel, seq_len: int, batch_size: int) -> Counts:
         """One step; its operations are those of the plain step, which a native one makes unseen."""
@@ -141,11 +140,12 @@ class Predictor:
         state = model.init_state(batch_size, seq_len)
         state.fill_(seq_len - 1)
         model.positions(0, 1)  # makes what a model makes once and keeps: a measured step finds it there
-        held = state.nbytes
+        held, must_move = state.nbytes, state.step_bytes()
         with Ledger([*model.parameters(), *model.buffers(), token]) as ledger:
             ledger.hold(state.tensors())
             model.step(token, state)
-        return Counts.of(ledger, held, state.nbytes)
+        work = (ledger.allocated - held, ledger.moved, ledger.flops)
+        return Counts(ledger.peak - state.nbytes, state.nbytes, must_move, *work)
 
     def _prefill(self, model: LanguageModel, seq_len: int, batch_size: int) -> Counts:
         with self._fake, torch.no_grad():
@@ -153,10 +153,8 @@ class Predictor:
             model.positions(0, 1)
             with Ledger([*model.parameters(), *model.buffers(), tokens]) as ledger:
                 _, state = model.prefill(tokens)
-            return Counts.of(ledger, state.nbytes, state.nbytes)
-
-
-SCALED = ("allocated", "moved", "flops")
+            work = (ledger.allocated - state.nbytes, ledger.moved, ledger.flops)
+            return Counts(ledger.peak - state.nbytes, state.nbytes, 0, *work)
 
 
 def predict(cell: Cell) -> Prediction:
@@ -173,10 +171,3 @@ def _model(cell: Cell, config: Config) -> LanguageModel:
     if cell.quantize != "none":
         quantize_(model)
     return model
-
-
-def _filled_bytes(state: State, seq_len: int) -> int:
-    """Bytes of the state when it holds ``seq_len`` tokens: a concatenated cache starts out empty."""
-    for layer in state.layers:
-        layer.fill_(seq_len, torch.Generator())
-    return state.nbytes
