@@ -44,7 +44,7 @@ def compile_prefill(model: LanguageModel, batch_size: int) -> str | None:
 def compile_blocks(model: LanguageModel, batch_size: int, seq_len: int) -> str | None:
     """Compiles every block for training on tokens (batch_size, seq_len + 1); why not, or None where it is done."""
     for block in model.blocks:
-        block.compile(dynamic=False)  # type: ignore[no-untyped-call]
+        block.compile(dynamic=False)
     device = model.embedding.weight.device
     try:
         model.loss(torch.zeros(batch_size, seq_len + 1, dtype=torch.int64, device=device)).backward()  # type: ignore[no-untyped-call]

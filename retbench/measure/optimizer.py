@@ -25,7 +25,7 @@ class MasterAdamW:
         self._adamw = torch.optim.AdamW(updated, lr=learning_rate, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True)
 
     def collect_gradients(self) -> None:
-        """After each backward: adds the gradients of fewer bits to those of the master weights and drops them."""
+        """Adds gradients of fewer bits to those of the master weights and drops them; again, it does nothing."""
         for parameter, master in self._masters:
             if parameter.grad is not None:
                 if master.grad is None:
@@ -36,6 +36,7 @@ class MasterAdamW:
 
     def step(self) -> None:
         """Updates all weights and drops the gradients."""
+        self.collect_gradients()
         self._adamw.step()
         with torch.no_grad():
             for parameter, master in self._masters:
@@ -43,7 +44,8 @@ class MasterAdamW:
         self._adamw.zero_grad(set_to_none=True)
 
     def gradients(self) -> list[Tensor]:
-        """Those that the next step reads, to be clipped or looked at."""
+        """Those that a step would read now, to be clipped or looked at."""
+        self.collect_gradients()
         return [w.grad for group in self._adamw.param_groups for w in group["params"] if w.grad is not None]
 
     def tensors(self) -> list[Tensor]:

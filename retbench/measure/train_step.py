@@ -9,7 +9,7 @@ from torch import Tensor
 from models.language_model import LanguageModel
 from retbench.measure import PRECISION, Part, Parts, Task
 from retbench.measure.optimizer import MasterAdamW
-from retbench.measure.split import split_step
+from retbench.measure.split import Kind, split_step
 from retbench.spec import Training
 from retbench.statistics import Interval, median_interval
 from retbench.timing import Sample, rate, sample, warm_up
@@ -32,9 +32,9 @@ class Trainer:
         """tokens (A, B, T + 1) -> the mean loss, a scalar; its gradients are left for ``update``."""
         losses = []
         for micro_batch in tokens:
+            self.optimizer.collect_gradients()  # of the micro-batch before
             loss = self.model.loss(micro_batch, chunked=self.training.loss == "chunked") / len(tokens)
             loss.backward()  # type: ignore[no-untyped-call]
-            self.optimizer.collect_gradients()
             losses.append(loss.detach())
         return sum(losses[1:], losses[0])
 
@@ -76,25 +76,29 @@ def _tokens(trainer: Trainer, task: Task) -> Tensor:
 
 
 def _memory(trainer: Trainer, task: Task) -> Part:
-    """The peak as the device counts it, in one step, and what it is made of, in another.
+    """The peak of a step as the device counts it, and what it is made of.
 
     ``rest_bytes`` is what the device counts and no tensor accounts for: what operators use inside, rounding.
     """
-    peak = task.device.peak_memory(lambda: _tokens(trainer, task), trainer.step)
+    kinds: dict[Kind, int] = {}
+
+    def step(tokens: Tensor) -> None:
+        if task.cell.compile:  # compiled code does not show its tensors
+            trainer.step(tokens)
+        else:
+            kinds.update(split_step(trainer, tokens).peak_kinds())
+
+    peak = task.device.peak_memory(lambda: _tokens(trainer, task), step)
     always = {
         "weights_bytes": trainer.model.weights_bytes(),
         "optimizer_bytes": sum(tensor.nbytes for tensor in trainer.optimizer.tensors()),
     }
-    split: dict[str, int] = {}
-    if not task.cell.compile:  # compiled code does not show its tensors
-        kinds = split_step(trainer, _tokens(trainer, task)).peak_kinds()
-        split = {f"{kind}_bytes": nbytes for kind, nbytes in kinds.items()}
     return {
         "metrics": {
             "peak_memory_bytes": sum(always.values()) + peak.tensor_bytes,
             **always,
-            **split,
-            "rest_bytes": peak.tensor_bytes - sum(split.values()),
+            **{f"{kind}_bytes": nbytes for kind, nbytes in kinds.items()},
+            "rest_bytes": peak.tensor_bytes - sum(kinds.values()),
             "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
             **peak.counters,
         }
