@@ -18,6 +18,7 @@ START_UP_S = 5.0  # a child's imports and weights
 COMPARISON_S = 5.0  # of a peer with its twin, and the imports of both
 SKIPPING_S = 0.001
 STEPS = 20  # steps at full depth that a good decode measurement takes, all depths and warm-up together
+TRAINING_STEPS = 8  # optimizer steps that a good measurement takes
 MARGIN = 1.15  # a prefill is planned for when this many times its time is there
 
 
@@ -102,6 +103,9 @@ def _cost(cell: Cell, prediction: Prediction, device: Device) -> tuple[float, fl
     if prediction["peak_memory_bytes"] > free:
         return SKIPPING_S, 0.0
     bytes_per_s, flops_per_s = device.bytes_per_s * cell.threads, device.flops_per_s * cell.threads
+    if cell.workload == "train_step":
+        step_s = prediction["step_flops"] / flops_per_s + prediction["step_moved_bytes"] / bytes_per_s
+        return start_up_s + TRAINING_STEPS * step_s, 0.0
     step_s = (prediction["step_bytes"] + 2 * prediction["step_allocated_bytes"]) / bytes_per_s
     flops = 2 * prediction["parameters"] * cell.batch_size * cell.seq_len
     prefill_s = flops / flops_per_s + 2 * prediction["prefill_allocated_bytes"] / bytes_per_s

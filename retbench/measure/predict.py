@@ -84,7 +84,7 @@ class Predictor:
             counts = Counts(*[UNCOUNTABLE] * 6)
         return {
             "state_bytes": counts.state,
-            "prefill_peak_memory_bytes": self._model.weights_bytes() + counts.state + counts.peak,
+            "prefill_peak_memory_bytes": min(self._model.weights_bytes() + counts.state + counts.peak, UNCOUNTABLE),
             "prefill_allocated_bytes": min(counts.allocated, UNCOUNTABLE),
             "prefill_moved_bytes": min(counts.moved, UNCOUNTABLE),
             "prefill_flops": min(counts.flops, UNCOUNTABLE),
@@ -162,7 +162,7 @@ def predict(cell: Cell) -> Prediction:
     predictor, point = Predictor(cell), (cell.seq_len, cell.batch_size)
     if cell.workload == "train_step":
         return predictor.weights() | predictor.train(*point)
-    return predictor.weights() | predictor.decode(*point) | predictor.prefill(*point)
+    return predictor.weights() | predictor.prefill(*point) | predictor.decode(*point)
 
 
 def _model(cell: Cell, config: Config) -> LanguageModel:
