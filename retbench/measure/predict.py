@@ -43,8 +43,10 @@ class Predictor:
     difference. The tensors pretend to be on the CPU: faking a CUDA device aborts or silently replaces fused attention.
     """
 
-    def __init__(self, cell: Cell) -> None:
+    def __init__(self, cell: Cell, native: bool = True) -> None:
+        """``native``: whether a step on a CPU is native code where it can be."""
         self.cell = cell
+        self._native = native and cell.device == "cpu"
         torch.set_default_dtype(TORCH_DTYPES[cell.dtype])
         torch.set_num_threads(cell.threads)  # each has memory of its own in a native step
         self.config = (
@@ -126,7 +128,7 @@ class Predictor:
     def _step(self, model: LanguageModel, seq_len: int, batch_size: int) -> Counts:
         """One step; its operations are those of the plain step, which a native one makes unseen."""
         with self._fake, torch.no_grad():
-            if self.cell.device != "cpu":
+            if not self._native:
                 model.decode_backend = "torch"
             counts = self._step_counts(model, seq_len, batch_size)
             if model.decode_backend == "native":
