@@ -103,6 +103,8 @@ def _cost(cell: Cell, prediction: Prediction, device: Device) -> tuple[float, fl
     if prediction["peak_memory_bytes"] > free:
         return SKIPPING_S, 0.0
     bytes_per_s, flops_per_s = device.bytes_per_s * cell.threads, device.flops_per_s * cell.threads
+    if cell.workload == "frontier":
+        return start_up_s, 0.0
     if cell.workload == "train_step":
         step_s = prediction["step_flops"] / flops_per_s + prediction["step_moved_bytes"] / bytes_per_s
         return start_up_s + TRAINING_STEPS * step_s, 0.0

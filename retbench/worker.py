@@ -120,9 +120,14 @@ def _rounds(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def _predict(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The predicted bytes of every cell, in order; a cell that cannot be predicted does not stop the others."""
+    from retbench.measure.estimate import estimate
     from retbench.measure.predict import predict
 
-    return _each(request, predict)
+    def predicted(cell: Cell) -> dict[str, int]:
+        frontier = cell.workload == "frontier" and cell.mem_limit_bytes
+        return estimate(cell, cell.mem_limit_bytes or 0) if frontier else predict(cell)
+
+    return _each(request, predicted)
 
 
 def _estimate(request: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -8,6 +8,7 @@ from retbench.spec import MAX_BATCH_SIZE, MAX_SEQ_LEN, Cell
 
 SHALLOW = (3, 4)  # layers on which the peaks of training steps are traced to search among them
 RESOLUTION = 256  # a length or a batch is found to one part in so many
+LEAP = 8  # times the last n is the next one at most: a trace of a long text takes long
 MOST_ROUNDS = 3  # of such a search, each corrected by a trace of all layers
 
 Peak = Callable[[int], int]  # a length or a batch -> bytes
@@ -15,7 +16,7 @@ PeakAt = Callable[[int, int | None], int]  # the same of so many layers, None fo
 
 
 def estimate(cell: Cell, memory_bytes: int) -> Prediction:
-    """The needs of the cell's workload; how far it could go in ``memory_bytes``, 0 for not at all."""
+    """The needs of the cell's workload, of a frontier decode's; how far it could go in so many bytes, 0: nowhere."""
     predictor = Predictor(cell)
     found = needs(predictor, cell.seq_len, cell.batch_size)
 
@@ -41,12 +42,12 @@ def needs(predictor: Predictor, seq_len: int, batch_size: int) -> Prediction:
         kinds |= {name: found[name] for name in ("gradients_bytes", "optimizer_bytes")}
         peak, work = found["peak_memory_bytes"], (found["step_flops"], found["step_moved_bytes"])
     else:
-        if predictor.cell.workload == "decode":
-            found = predictor.decode(seq_len, batch_size)
-            peak, work = found["peak_memory_bytes"], (found["step_flops"], found["step_bytes"])
-        else:
+        if predictor.cell.workload == "prefill":
             found = predictor.prefill(seq_len, batch_size)
             peak, work = found["prefill_peak_memory_bytes"], (found["prefill_flops"], found["prefill_moved_bytes"])
+        else:
+            found = predictor.decode(seq_len, batch_size)
+            peak, work = found["peak_memory_bytes"], (found["step_flops"], found["step_bytes"])
         activations = peak - weights["weights_bytes"] - found["state_bytes"]
         kinds = {"state_bytes": found["state_bytes"], "activations_bytes": activations}
         kinds |= {"gradients_bytes": 0, "optimizer_bytes": 0}
@@ -83,7 +84,7 @@ def largest_fitting(peak: Peak, limit: int, start: int, most: int) -> int:
             fits = at
         else:
             fails = at
-        at = max(fits + 1, min(_next(points, limit, fits, fails), fails - 1))
+        at = max(fits + 1, min(_next(points, limit, fits, fails), LEAP * at, fails - 1))
     return fits
 
 

@@ -112,9 +112,9 @@ class Predictor:
         }
 
     def peak(self, seq_len: int, batch_size: int) -> int:
-        """That of decode or prefill alone, the cell's workload, from one trace."""
+        """That of a prefill, if that is the cell's workload, or of decode, from one trace."""
         deepest = self._shallow[-1]
-        counts = (self._step if self.cell.workload == "decode" else self._prefill)(deepest, seq_len, batch_size)
+        counts = (self._prefill if self.cell.workload == "prefill" else self._step)(deepest, seq_len, batch_size)
         state_bytes = counts.state * self.config.n_layers // deepest.config.n_layers
         return self._model.weights_bytes() + state_bytes + counts.peak
 

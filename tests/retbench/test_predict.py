@@ -114,11 +114,12 @@ def check_residuals(of: Cell) -> None:
         assert found.pop("decode") == 0
         assert all(nbytes <= 0 for nbytes in found.values())
         return
-    kept = KEPT_NUMBERS.get(of.system, 0) * SIZES[of.size].n_layers
-    assert found == {"decode": 0, "prefill": 0, "training": -8 * kept}
+    training = found.pop("training")
+    assert found == {"decode": 0, "prefill": 0}
+    assert 0 <= -training <= 8 * KEPT_NUMBERS.get(of.system, 0) * SIZES[of.size].n_layers
 
 
-KEPT_NUMBERS = {"transformer": 1, "transformer-concat-cache": 1, "h3": 3}  # a layer
+KEPT_NUMBERS = {"transformer": 1, "transformer-concat-cache": 1, "h3": 12}  # a layer at the most
 
 
 @pytest.mark.parametrize("system", paper_systems())
