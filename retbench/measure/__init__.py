@@ -79,7 +79,7 @@ def backend_of(model: Model) -> str:
     return f"native+{model.backend}" if model.decode_backend == "native" else model.backend
 
 
-def train_step(model: LanguageModel, tokens: Tensor) -> None:
+def forward_backward(model: LanguageModel, tokens: Tensor) -> None:
     """Forward and backward of the next-token loss over tokens (B, T + 1); the gradients are dropped after it."""
     model.loss(tokens).backward()  # type: ignore[no-untyped-call]
     model.zero_grad(set_to_none=True)

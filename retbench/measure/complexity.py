@@ -12,7 +12,7 @@ from functools import partial
 from statistics import median
 
 from models.language_model import LanguageModel
-from retbench.measure import Part, Parts, Task, train_step
+from retbench.measure import Part, Parts, Task, forward_backward
 from retbench.quantities import format_bytes, format_duration
 from retbench.statistics import median_interval
 from retbench.timing import TRIVIAL_S, Deadline, sample
@@ -143,7 +143,7 @@ def _prefill(model: LanguageModel, task: Task, length: int) -> Run:
 def _train(model: LanguageModel, task: Task, batch_size: int, length: int) -> Run:
     """Forward and backward over ``length`` positions."""
     tokens = task.tokens(model.config.vocab_size, batch_size, length + 1)
-    return lambda: train_step(model, tokens)
+    return lambda: forward_backward(model, tokens)
 
 
 def _bytes(series: list[Series], model: LanguageModel, task: Task, length: int) -> Part:

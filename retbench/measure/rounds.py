@@ -19,7 +19,7 @@ from models import SIZES, build
 from models.flops import forward_flops
 from models.language_model import LanguageModel
 from retbench.devices import Device, find_device
-from retbench.measure import PRECISION, TORCH_DTYPES, Part, Task, backend_of, train_step
+from retbench.measure import PRECISION, TORCH_DTYPES, Part, Task, backend_of, forward_backward
 from retbench.measure.limits import Limit, fastest, products, readers
 from retbench.measure.quantize import quantize
 from retbench.spec import Cell
@@ -113,7 +113,7 @@ class TrainStep:
 
     def run(self) -> None:
         tokens = self.task.tokens(self.model.config.vocab_size, self.task.cell.batch_size, self.task.cell.seq_len + 1)
-        train_step(self.model, tokens)
+        forward_backward(self.model, tokens)
 
     def memory(self) -> dict[str, int]:
         peak = self.task.device.peak_memory(lambda: None, lambda _: self.run())

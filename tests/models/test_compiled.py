@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from models import build, compiled, language_model
-from models.compiled import compile_prefill
+from models.compiled import compile_blocks, compile_prefill
 from models.language_model import LanguageModel
-from tests.models.helpers import VOCAB_SIZE, error, random_model, random_tokens, read
+from tests.models.helpers import VOCAB_SIZE, error, gradient_error, gradients, random_model, random_tokens, read
 
 SEGMENT = 16
 
@@ -92,3 +92,33 @@ def test_where_nothing_can_be_compiled_the_plain_code_stays_and_says_why(system:
         "InvalidCxxCompiler: no working C++ compiler"
     )
     assert torch.equal(again, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+@pytest.mark.usefixtures("working_compiler")
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("system", ["retnet", "transformer-flash"])
+def test_compiled_blocks_give_the_gradients_of_the_plain_ones(system: str, checkpointing: bool) -> None:
+    tokens, model = random_tokens(2, 20), random_model(system)
+    expected = gradients(model, tokens)
+    model.checkpointing = checkpointing
+
+    reason = compile_blocks(model, 2, 20)
+
+    assert reason is None
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert gradient_error(gradients(model, tokens), expected) < 1e-9
+
+
+def test_where_blocks_cannot_be_compiled_they_train_plain_and_say_why() -> None:
+    tokens, model = random_tokens(2, 20), random_model("retnet")
+    expected = gradients(model, tokens)
+    model.zero_grad()
+
+    with patch.object(compiled.torch, "compile", broken):
+        reason = compile_blocks(model, 2, 20)
+
+    assert reason is not None
+    assert reason.startswith("torch.compile does not work here: RuntimeError: backend='inductor' raised: Invalid")
+    assert gradient_error(gradients(model, tokens), expected) == 0
