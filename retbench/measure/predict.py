@@ -106,6 +106,7 @@ class Predictor:
         return {
             "optimizer_bytes": optimizer_bytes,
             **{f"{kind}_bytes": nbytes for kind, nbytes in kinds.items()},
+            "most_activations_bytes": live.most("activations", "logits"),
             "peak_memory_bytes": model.weights_bytes() + optimizer_bytes + live.peak,
             "step_moved_bytes": live.moved,
             "step_flops": live.flops,

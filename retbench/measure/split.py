@@ -39,6 +39,14 @@ class KindsOfBytes(Ledger):  # type: ignore[no-untyped-call]
                 most = now, live.copy()
         return {kind: most[1][kind] for kind in get_args(Kind)}
 
+    def most(self, *kinds: Kind) -> int:
+        """Bytes of these kinds when most of them were there together, whatever else was."""
+        now = most = 0
+        for place, nbytes in self._log:
+            now += nbytes if self._kinds[place] in kinds else 0
+            most = max(most, now)
+        return most
+
     def _count(self, storage: torch.UntypedStorage) -> None:
         if storage._cdata not in self._known:
             self._places[storage._cdata] = len(self._kinds)
