@@ -16,7 +16,7 @@ from retbench import options
 from retbench.errors import UsageError
 from retbench.quantities import parse_counts
 from retbench.report.training_cost import GPUS, UNITS, Assumptions, Unit, cost_tables, fits, known_costs
-from retbench.spec import Cell, Checkpointing, Training
+from retbench.spec import MAX_BATCH_SIZE, Cell, Checkpointing, Training
 from retbench.specifications import find_specification
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def command(
         cast(Checkpointing, checkpointing),
         cast(Unit, unit),
         state_bytes,
-        _per_size(batch_size, "--batch-size", options.MAX_BATCH_SIZE),
+        _per_size(batch_size, "--batch-size", MAX_BATCH_SIZE),
         _per_size(tensor_parallel, "--tensor-parallel", GPUS),
     )
 

@@ -45,7 +45,7 @@ def make_app() -> typer.Typer:
     peers.command("install")(_install_peers)
     app.add_typer(peers, name="peers")
     for name, module in experiments().items():
-        app.command(name, help=module.__doc__)(module.command)
+        app.command(name.replace("_", "-"), help=module.__doc__)(module.command)
     return app
 
 
@@ -111,7 +111,8 @@ def _sizes() -> dict[str, str]:
 
 
 def _experiments() -> dict[str, str]:
-    return {name: (module.__doc__ or "").splitlines()[0] for name, module in experiments().items()}
+    lines = {name: (module.__doc__ or "").splitlines()[0] for name, module in experiments().items()}
+    return {name.replace("_", "-"): line for name, line in lines.items()}
 
 
 def _devices() -> dict[str, str]:

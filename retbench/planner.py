@@ -15,7 +15,7 @@ from retbench import options
 from retbench.errors import UsageError
 from retbench.options import Grid
 from retbench.registry import choose
-from retbench.spec import Cell, Checkpointing, Loss, Training
+from retbench.spec import MAX_SEQ_LEN, Cell, Checkpointing, Loss, Training
 from retbench.specifications import Specification, find_specification, specifications
 
 T = TypeVar("T")
@@ -27,9 +27,7 @@ DtypeName = Annotated[str, typer.Option("--dtype", help="fp32, bf16 or fp16; tra
 CheckpointingName = Annotated[str, typer.Option("--checkpointing", help="Of training: none, block, or both.")]
 LossName = Annotated[str, typer.Option("--loss", help="Of training: plain, chunked, or both.")]
 GradAccumulation = Annotated[int, typer.Option(help="Micro-batches of an optimizer step.", min=1, max=1024)]
-ChunkSize = Annotated[
-    int, typer.Option(help="Of RetNet's chunkwise form; 0: the model's own.", min=0, max=options.MAX_SEQ_LEN)
-]
+ChunkSize = Annotated[int, typer.Option(help="Of RetNet's chunkwise form; 0: the model's own.", min=0, max=MAX_SEQ_LEN)]
 
 
 def command(

@@ -21,9 +21,9 @@ def check_packages() -> None:
 
 
 def experiments() -> dict[str, ModuleType]:
-    """Every file of ``experiments`` that defines ``command``, by its name with hyphens."""
+    """Every file of ``experiments`` that defines ``command``, by its name."""
     paths = sorted((ROOT / "experiments").glob("[!_]*.py"))
-    modules = {path.stem.replace("_", "-"): importlib.import_module(f"experiments.{path.stem}") for path in paths}
+    modules = {path.stem: importlib.import_module(f"experiments.{path.stem}") for path in paths}
     return {name: module for name, module in modules.items() if hasattr(module, "command")}
 
 

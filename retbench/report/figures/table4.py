@@ -24,8 +24,9 @@ def draw(costs: Sequence[Cost], assumed: Assumptions) -> Figure:
             label = f"{cost.system}, model" if named else None
             ax.bar(left - WIDTH / 2, cost.memory(assumed), WIDTH, color=colour, label=label)
             label = f"{cost.system}, paper" if named else None
-            outline = {"facecolor": "white", "edgecolor": colour, "linewidth": 1.0}
-            ax.bar(left + WIDTH / 2, cost.paper_memory, WIDTH, label=label, **outline)
+            ax.bar(
+                left + WIDTH / 2, cost.paper_memory, WIDTH, label=label, color="white", edgecolor=colour, linewidth=1
+            )
         sizes = list(dict.fromkeys(cost.size for cost in costs))
         ax.set_xticks(range(len(sizes)), sizes)
         ax.grid(False, axis="x")
