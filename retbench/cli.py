@@ -32,7 +32,7 @@ def main() -> None:
 def make_app() -> typer.Typer:
     """The application, with a verb for every experiment."""
     # Imported late: they import models, which check_packages looks at first.
-    from retbench import compare, doctor, gate_command, generate, history
+    from retbench import compare, doctor, gate_command, generate, history, planner
 
     app = typer.Typer(
         help="Measures RetNet against Transformers and regenerates the paper's tables and figures.",
@@ -47,11 +47,12 @@ def make_app() -> typer.Typer:
     app.command("compare", help=compare.__doc__)(compare.command)
     app.command("env", help=doctor.__doc__)(doctor.command)
     app.command("gate", help=gate_command.__doc__)(gate_command.command)
+    app.command("plan", help=planner.__doc__)(planner.command)
     peers = typer.Typer(help="Other projects' models, to be measured beside ours.", rich_markup_mode=None)
     peers.command("install")(_install_peers)
     app.add_typer(peers, name="peers")
     for name, module in experiments().items():
-        app.command(name, help=module.__doc__)(module.command)
+        app.command(name.replace("_", "-"), help=module.__doc__)(module.command)
     return app
 
 
@@ -129,7 +130,8 @@ def _sizes() -> dict[str, str]:
 
 
 def _experiments() -> dict[str, str]:
-    return {name: (module.__doc__ or "").splitlines()[0] for name, module in experiments().items()}
+    lines = {name: (module.__doc__ or "").splitlines()[0] for name, module in experiments().items()}
+    return {name.replace("_", "-"): line for name, line in lines.items()}
 
 
 def _devices() -> dict[str, str]:

@@ -135,6 +135,7 @@ def show(tables: Sequence[Table], records: Sequence[Record], output_format: str)
 
 def plan_table(cells: Sequence[Cell], predictions: Sequence[Prediction], problems: Sequence[str], free: int) -> Table:
     """Cells with their predicted bytes and whether they fit in the free memory."""
+    training = cells[0].workload == "train_step"
     columns = (
         Column("system", "System", justify="left"),
         Column("size", "Size", justify="left"),
@@ -144,9 +145,9 @@ def plan_table(cells: Sequence[Cell], predictions: Sequence[Prediction], problem
             Column(f"{name}_bytes", header, unit="bytes")
             for name, header in (
                 ("weights", "Weights"),
-                ("state", "State"),
-                ("peak_memory", "Peak,\ndecode"),
-                ("prefill_peak_memory", "Peak,\nprefill"),
+                *((("optimizer", "Optimizer"),) if training else (("state", "State"),)),
+                ("peak_memory", "Peak,\ntraining" if training else "Peak,\ndecode"),
+                *(() if training else (("prefill_peak_memory", "Peak,\nprefill"),)),
             )
         ),
         Column("fits", "Fits", justify="left"),
@@ -154,7 +155,7 @@ def plan_table(cells: Sequence[Cell], predictions: Sequence[Prediction], problem
     rows = []
     for cell, prediction in zip(cells, predictions, strict=True):
         described = [Entry(value, str(value)) for value in (cell.system, cell.size, cell.batch_size, cell.seq_len)]
-        predicted = [prediction.get(column.name) for column in columns[4:8]]
+        predicted = [prediction.get(column.name) for column in columns[4:-1]]
         sizes = [Entry(value, "unknown" if value is None else format_bytes(value)) for value in predicted]
         rows.append((*described, *sizes, _fit(prediction, free)))
     twins = {cell.system: peer.twin for cell in cells if (peer := peer_of(cell.system))}
@@ -171,6 +172,6 @@ def _fit(prediction: Prediction, free: int) -> Entry:
         return Entry(None, "unknown")
     if prediction["peak_memory_bytes"] > free:
         return Entry("no", "no", failed=True)
-    if prediction["prefill_peak_memory_bytes"] > free:
+    if prediction.get("prefill_peak_memory_bytes", 0) > free:
         return Entry("decode", "decode only")
     return Entry("yes", "yes")

@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self
 
+MAX_SEQ_LEN = 2**20
+MAX_BATCH_SIZE = 2**16
+
 Dtype = Literal["fp32", "bf16", "fp16"]
 Quantize = Literal["none", "int8"]
 Checkpointing = Literal["none", "block"]

@@ -10,7 +10,8 @@ import resource
 import select
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -128,8 +129,24 @@ def _rounds(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def _predict(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The predicted bytes of every cell, in order; a cell that cannot be predicted does not stop the others."""
+    from retbench.measure.estimate import estimate
     from retbench.measure.predict import predict
 
+    def predicted(cell: Cell) -> dict[str, int]:
+        frontier = cell.workload == "frontier" and cell.mem_limit_bytes
+        return estimate(cell, cell.mem_limit_bytes or 0) if frontier else predict(cell)
+
+    return _each(request, predicted)
+
+
+def _estimate(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What every cell would need, in order, and how far it could go in so many bytes."""
+    from retbench.measure.estimate import estimate
+
+    return _each(request, partial(estimate, memory_bytes=request["memory_bytes"]))
+
+
+def _each(request: dict[str, Any], predict: Callable[[Cell], dict[str, int]]) -> Iterator[dict[str, Any]]:
     for fields in request["cells"]:
         cell = Cell.from_dict(fields)
         try:
@@ -182,7 +199,14 @@ def _brief(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     }
 
 
-_TASKS = {"measure": _measure, "brief": _brief, "rounds": _rounds, "predict": _predict, "describe": _describe}
+_TASKS = {
+    "measure": _measure,
+    "brief": _brief,
+    "rounds": _rounds,
+    "predict": _predict,
+    "estimate": _estimate,
+    "describe": _describe,
+}
 
 
 def _failure(error: Exception) -> dict[str, str]:
