@@ -1,4 +1,4 @@
-"""torch.compile for the segments of a prefill: opt-in, since it takes half a minute before the first prompt."""
+"""torch.compile for the segments of a prefill and the blocks of training: opt-in, since it takes half a minute."""
 
 # B batch, T positions, D model dim
 
@@ -37,9 +37,30 @@ def compile_prefill(model: LanguageModel, batch_size: int) -> str | None:
     except Exception as error:  # noqa: BLE001 - a compiler fails in ways of its own, and the plain code is still there
         for part, name in parts:
             delattr(part, name)  # uncovers the class's own
-        torch.compiler.reset()
-        return f"torch.compile does not work here: {type(error).__name__}: {_cause(error)}"
+        return _refusal(error)
     return None
+
+
+def compile_blocks(model: LanguageModel, batch_size: int, seq_len: int) -> str | None:
+    """Compiles every block for training on tokens (batch_size, seq_len + 1); why not, or None where it is done."""
+    for block in model.blocks:
+        block.compile(dynamic=False)
+    device = model.embedding.weight.device
+    try:
+        model.loss(torch.zeros(batch_size, seq_len + 1, dtype=torch.int64, device=device)).backward()  # type: ignore[no-untyped-call]
+    except Exception as error:  # noqa: BLE001 - a compiler fails in ways of its own, and the plain code is still there
+        for block in model.blocks:
+            block._compiled_call_impl = None
+        return _refusal(error)
+    finally:
+        model.zero_grad(set_to_none=True)
+    return None
+
+
+def _refusal(error: Exception) -> str:
+    """Forgets what was compiled of something that failed, and says why."""
+    torch.compiler.reset()
+    return f"torch.compile does not work here: {type(error).__name__}: {_cause(error)}"
 
 
 def _cause(error: Exception) -> str:

@@ -13,9 +13,11 @@ from typing import ClassVar, Literal, Protocol, Self, cast, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from models.config import Config
 from models.linear import Linear, onednn_refusal
+from models.loss import chunked_loss, plain_loss
 from models.native.decoder import Decoder, MixerShape
 from models.rotary import inverse_frequencies, rotation
 
@@ -210,6 +212,7 @@ class LanguageModel(nn.Module):
         self._frequencies = Constant(partial(inverse_frequencies, config, self.d_rotary))
         self._decoder: Decoder | None = None  # made by the first step
         self._decode_natively = True
+        self.checkpointing = False  # whether training keeps a block's input alone and computes the rest again
         self._initialise()
 
     def make_mixer(self) -> Mixer:
@@ -275,12 +278,28 @@ class LanguageModel(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Training form: (B, T) int64, T >= 1 -> logits (B, T, V)."""
+        logits: Tensor = self.head(self._hidden(tokens))
+        return logits
+
+    def loss(self, tokens: Tensor, chunked: bool = False) -> Tensor:
+        """The mean loss of the next token over tokens (B, T + 1) int64, a scalar in float32 at least.
+
+        Chunked, the logits of all positions are never there together; the value and the gradients are the same.
+        """
+        hidden, targets = self._hidden(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten()  # (BT, D), (BT,)
+        return (chunked_loss if chunked else plain_loss)(hidden, self.head, targets)
+
+    def _hidden(self, tokens: Tensor) -> Tensor:
+        """(B, T) int64 -> what the head reads, (B, T, D)."""
         _check_not_empty(tokens)
         positions, x = self.positions(0, tokens.shape[1]), self._embed(tokens)  # (B, T, D)
         for block in self.blocks:
-            x = block(x, positions)
-        logits: Tensor = self.head(self.norm(x))
-        return logits
+            if self.checkpointing:
+                x = checkpoint(block, x, positions, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x, positions)
+        hidden: Tensor = self.norm(x)
+        return hidden
 
     @torch.no_grad()
     def prefill(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:

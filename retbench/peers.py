@@ -58,7 +58,7 @@ def _check(peer: Peer, python: Path) -> None:
     """Measures every row, which compares it with its twin first."""
     for row in peer.rows:
         cell = Cell(row, "tiny", "decode", seq_len=16, batch_size=1, dtype="fp32", device="cpu", threads=1)
-        request = {"task": "measure", "cell": asdict(cell), "predicted": {}, **asdict(Share(1.0, 0.0, None))}
+        request = {"task": "measure", "cell": cell.to_dict(), "predicted": {}, **asdict(Share(1.0, 0.0, None))}
         outcome = isolate.run_worker(request, 1, CHECK_S, str(python))
         if outcome.status != "ok":
             raise UsageError(f"{peer.name} is not installed: {row} does not run ({outcome.status}): {outcome.reason}")

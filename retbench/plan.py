@@ -1,7 +1,7 @@
 """Predicted bytes of every cell before anything runs; the prediction itself needs torch and happens in a child."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 from models.catalogue import peer_of
 from retbench import isolate
@@ -22,7 +22,7 @@ MARGIN = 1.15  # a prefill is planned for when this many times its time is there
 
 def predict(cells: Sequence[Cell]) -> tuple[list[Prediction], list[str]]:
     """A prediction for every cell, that of its twin for a peer's; empty where there is none, and in words why not."""
-    request = {"task": "predict", "cells": [asdict(_predictable(cell)) for cell in cells]}
+    request = {"task": "predict", "cells": [_predictable(cell).to_dict() for cell in cells]}
     outcome = isolate.run_worker(request, threads=1, timeout_s=TIMEOUT_S)
     predictions = [message["predicted"] for message in outcome.messages]
     problems = [message["problem"] for message in outcome.messages if message["problem"]]

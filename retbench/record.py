@@ -55,7 +55,7 @@ class Record:
 
     def to_json(self) -> str:
         """One line, without a line break."""
-        return json.dumps(asdict(self), allow_nan=False)
+        return json.dumps({**asdict(self), "cell": self.cell.to_dict()}, allow_nan=False)
 
     @classmethod
     def from_json(cls, line: str) -> "Record":
@@ -66,8 +66,7 @@ class Record:
             if version != SCHEMA_VERSION:
                 raise RecordError(f"schema version {version}, this retbench reads {SCHEMA_VERSION}")
             known = {name: data[name] for name in cls.__dataclass_fields__ if name in data}
-            cell = {name: data["cell"][name] for name in Cell.__dataclass_fields__ if name in data["cell"]}
-            return cls(**{**known, "cell": Cell(**cell)})
+            return cls(**{**known, "cell": Cell.from_dict(data["cell"])})
         except RecordError:
             raise
         except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:

@@ -1,10 +1,38 @@
 """What to measure: a cell is one system at one size, length and batch, under one set of conditions."""
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, Self
 
 Dtype = Literal["fp32", "bf16", "fp16"]
 Quantize = Literal["none", "int8"]
+Checkpointing = Literal["none", "block"]
+Loss = Literal["plain", "chunked"]
+
+
+@dataclass(frozen=True)
+class Training:
+    """How an optimizer step is made. It reads grad_accumulation micro-batches, each of the batch of the cell."""
+
+    checkpointing: Checkpointing = "none"  # block: keeps the input of each block and computes the rest again
+    grad_accumulation: int = 1
+    loss: Loss = "plain"  # chunked: never holds the logits of all positions
+    tensor_parallel: int = 1  # processes that share each layer
+    data_parallel: int = 1  # processes that read batches of their own
+    fsdp: bool = False  # whether these share weights, gradients and optimizer state
+
+    @property
+    def words(self) -> str:
+        """What differs from the plain step, empty where nothing does."""
+        words = {
+            "checkpointed blocks": self.checkpointing == "block",
+            f"{self.grad_accumulation} micro-batches": self.grad_accumulation > 1,
+            "chunked loss": self.loss == "chunked",
+            f"tensor parallel {self.tensor_parallel}": self.tensor_parallel > 1,
+            f"data parallel {self.data_parallel}": self.data_parallel > 1,
+            "fsdp": self.fsdp,
+        }
+        return ", ".join(text for text, holds in words.items() if holds)
 
 
 @dataclass(frozen=True)
@@ -29,15 +57,35 @@ class Cell:
     compile: bool = False  # whole segments of a prefill by torch.compile
     n_layers: int | None = None  # where they differ from the size's and the config's
     vocab_size: int | None = None
+    chunk_size: int | None = None
+    training: Training | None = None  # of an optimizer step
 
     @property
     def overrides(self) -> dict[str, int]:
         """Fields of the model's config that the cell sets beside its size."""
-        fields = {"n_layers": self.n_layers, "vocab_size": self.vocab_size}
-        return {name: value for name, value in fields.items() if value is not None}
+        values = {"n_layers": self.n_layers, "vocab_size": self.vocab_size, "chunk_size": self.chunk_size}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def to_dict(self) -> dict[str, Any]:
+        """What JSON can hold, for requests, records and keys; fields that came later are left out where not set."""
+        return {name: value for name, value in asdict(self).items() if name not in _LATER or value is not None}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The cell of ``to_dict``, of an older version too; what is unknown is ignored."""
+        known = {field.name: data[field.name] for field in fields(cls) if field.name in data}
+        if known.get("training") is not None:
+            known["training"] = Training(**known["training"])
+        return cls(**known)
 
     @property
     def label(self) -> str:
         weights = "" if self.quantize == "none" else f" {self.quantize}"
         compiled = " compiled" if self.compile else ""
-        return f"{self.system} {self.size}{weights}{compiled}, batch {self.batch_size}, length {self.seq_len}"
+        chunk = "" if self.chunk_size is None else f" chunk {self.chunk_size}"
+        training = "" if self.training is None else self.training.words
+        shape = f"batch {self.batch_size}, length {self.seq_len}"
+        return f"{self.system} {self.size}{weights}{compiled}{chunk}, {shape}{training and f', {training}'}"
+
+
+_LATER = ("chunk_size", "training")  # fields that keys and records of before do not have

@@ -52,7 +52,7 @@ class Sweep:
     def key(self, cell: Cell) -> str:
         """What makes a record reusable: the same request, measured code and environment."""
         environment = self.environment
-        return sha256([self.experiment, asdict(cell), environment["code"], environment["fingerprint"]])
+        return sha256([self.experiment, cell.to_dict(), environment["code"], environment["fingerprint"]])
 
     def measured(self, records: Sequence[Record]) -> dict[Cell, Record]:
         """The cells that have an ok record already."""
@@ -95,7 +95,7 @@ class Sweep:
         execute: Execute = isolate.run_worker,
     ) -> list[Record]:
         """Records of cells that one child measures in turn; what it had finished when it died is kept."""
-        request = {"task": "rounds", "cells": [asdict(cell) for cell in cells], "budget_s": budget_s}
+        request = {"task": "rounds", "cells": [cell.to_dict() for cell in cells], "budget_s": budget_s}
         timeout_s = HANGING_S + OVERRUN * budget_s
         outcome = execute(request, cells[0].threads, timeout_s, interpreter(cells[0].system))
         records = []
@@ -120,7 +120,7 @@ class Sweep:
         if needed > free:
             reason = f"predicted to need {format_bytes(needed)}, {format_bytes(free)} are free"
             return self._record(cell, Outcome("skipped", reason, []), predicted)
-        request = {"task": "measure", "cell": asdict(cell), "predicted": predicted, **asdict(share)}
+        request = {"task": "measure", "cell": cell.to_dict(), "predicted": predicted, **asdict(share)}
         timeout_s = START_UP_S + OVERRUN * share.budget_s
         return self._record(cell, execute(request, cell.threads, timeout_s, interpreter(cell.system)), predicted)
 

@@ -62,7 +62,7 @@ def _measure(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     from retbench.measure.compile import compile_cell
     from retbench.measure.quantize import quantize
 
-    cell = Cell(**request["cell"])
+    cell = Cell.from_dict(request["cell"])
     device = find_device(cell.device)
     workload = import_module(f"retbench.measure.{cell.workload}")  # before the limit, which is for the cell alone
     torch.set_num_threads(cell.threads)
@@ -110,7 +110,7 @@ def _rounds(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     deadline = Deadline(request["budget_s"])
     from retbench.measure.rounds import measure
 
-    cells = [Cell(**fields) for fields in request["cells"]]
+    cells = [Cell.from_dict(fields) for fields in request["cells"]]
     steal = _steal_ticks()
     for part in measure(cells, deadline):
         share = _stolen_s(steal) / max(request["budget_s"] - deadline.left_s, 1e-3)
@@ -122,7 +122,7 @@ def _predict(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     from retbench.measure.predict import predict
 
     for fields in request["cells"]:
-        cell = Cell(**fields)
+        cell = Cell.from_dict(fields)
         try:
             yield {"predicted": predict(cell), "problem": None}
         except (RuntimeError, ValueError, NotImplementedError) as error:

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.config import Config
@@ -82,6 +81,5 @@ def backend_of(model: Model) -> str:
 
 def train_step(model: LanguageModel, tokens: Tensor) -> None:
     """Forward and backward of the next-token loss over tokens (B, T + 1); the gradients are dropped after it."""
-    logits = model(tokens[:, :-1])  # (B, T, V)
-    F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten()).backward()  # type: ignore[no-untyped-call]
+    model.loss(tokens).backward()  # type: ignore[no-untyped-call]
     model.zero_grad(set_to_none=True)

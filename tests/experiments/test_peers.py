@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -154,7 +154,7 @@ def test_a_peer_that_breaks_is_an_error_in_words(world: World, measured: object)
     share = {"budget_s": 1.0, "prefill_s": 0.0, "skip_prefill": None}
 
     outcome = isolate.run_worker(
-        {"task": "measure", "cell": asdict(cell), "predicted": {}, **share},
+        {"task": "measure", "cell": cell.to_dict(), "predicted": {}, **share},
         1,
         120.0,
         str(package.parents[3] / "bin/python"),

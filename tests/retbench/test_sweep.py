@@ -1,7 +1,7 @@
 """A sweep makes a record of every cell whatever becomes of it, stores it at once, and measures nothing twice."""
 
 import sys
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast, get_args
@@ -142,7 +142,7 @@ def test_a_child_gets_its_cell_its_prediction_and_a_share_of_the_budget(
     sweep_of(tmp_path).run({}, predictions, Deadline(60.0), Listener(), executing(OK, OK, OK, calls=calls))
 
     (first, threads, timeout_s, _), (second, *_), (third, *_) = calls
-    assert (first["task"], first["cell"], first["predicted"]) == ("measure", asdict(CELLS[0]), PREDICTION)
+    assert (first["task"], first["cell"], first["predicted"]) == ("measure", CELLS[0].to_dict(), PREDICTION)
     assert first["skip_prefill"] is None
     assert threads == CELLS[0].threads
     assert first["budget_s"] == pytest.approx(20)  # a third of the whole
@@ -329,4 +329,4 @@ def test_cells_measured_together_get_their_own_parts_and_those_not_reached_the_e
     assert [(record.status, record.reason) for record in records] == [("ok", None), ("ok", None), ("oom", "bad_alloc")]
     assert [record.metrics for record in records] == [{"tpot_ms": 1.0}, {"tpot_ms": 2.0}, {}]
     assert one.store.read().records == tuple(records)
-    assert calls[0][0] == {"task": "rounds", "cells": [asdict(cell) for cell in CELLS], "budget_s": 7.0}
+    assert calls[0][0] == {"task": "rounds", "cells": [cell.to_dict() for cell in CELLS], "budget_s": 7.0}

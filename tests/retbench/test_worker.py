@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -97,7 +97,7 @@ def test_a_grandchild_does_not_inherit_the_pipe(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.usefixtures("in_this_process", "one_thread")
 def test_a_measured_cell_says_how_it_was_computed_and_under_what_load() -> None:
-    messages = run_here(asking_for(asdict(CELL), budget_s=0.5))
+    messages = run_here(asking_for(CELL.to_dict(), budget_s=0.5))
 
     model = build(CELL.system, CELL.size)
     backend = "native+torch" if model.decode_backend == "native" else "torch"
@@ -110,7 +110,7 @@ def test_a_measured_cell_says_how_it_was_computed_and_under_what_load() -> None:
 
 @pytest.mark.usefixtures("in_this_process", "one_thread")
 def test_a_quantized_cell_says_the_error_of_its_logits_and_that_torch_computes_its_step() -> None:
-    error, how, *measured, _ = run_here(asking_for({**asdict(CELL), "quantize": "int8"}, budget_s=0.5))
+    error, how, *measured, _ = run_here(asking_for({**CELL.to_dict(), "quantize": "int8"}, budget_s=0.5))
 
     assert error.keys() == {"metrics"}
     assert 0 < error["metrics"]["logit_error"] < 0.05
@@ -123,7 +123,7 @@ def test_a_quantized_cell_says_the_error_of_its_logits_and_that_torch_computes_i
 def test_a_cell_that_cannot_be_predicted_does_not_stop_the_others() -> None:
     cells = [CELL, replace(CELL, system="retnt"), CELL]
 
-    first, unknown, last, done = run_here({"task": "predict", "cells": [asdict(cell) for cell in cells]})
+    first, unknown, last, done = run_here({"task": "predict", "cells": [cell.to_dict() for cell in cells]})
 
     assert done["done"]["status"] == "ok"
     assert first["problem"] is last["problem"] is None
@@ -141,14 +141,14 @@ def test_a_cell_that_cannot_be_predicted_does_not_stop_the_others() -> None:
 )
 @pytest.mark.usefixtures("in_this_process", "one_thread")
 def test_a_cell_that_cannot_run_says_why(change: dict[str, Any], reason: str) -> None:
-    (done,) = run_here(asking_for({**asdict(CELL), **change}, budget_s=1.0))
+    (done,) = run_here(asking_for({**CELL.to_dict(), **change}, budget_s=1.0))
 
     assert done["done"]["status"] == "error"
     assert reason in done["done"]["reason"]
 
 
 def test_a_cell_beyond_its_limit_is_out_of_memory() -> None:
-    cell = {**asdict(CELL), "mem_limit_bytes": 2**23}
+    cell = {**CELL.to_dict(), "mem_limit_bytes": 2**23}
 
     outcome = isolate.run_worker(asking_for(cell, budget_s=1.0), threads=1, timeout_s=120)
 
