@@ -16,7 +16,7 @@ ROUNDS = 4  # of the Feistel network
 
 @dataclass(frozen=True)
 class Batches:
-    """Documents, packed one after the other, cut into sequences that share their border tokens, shuffled every epoch."""
+    """Documents, packed one after the other and cut into sequences that share border tokens, shuffled every epoch."""
 
     ids: Ids  # (N,)
     seq_len: int

@@ -59,8 +59,9 @@ class Header:
 
 @dataclass(frozen=True)
 class Tokens:
-    """A tokenized corpus: the header and both splits, mapped."""
+    """A tokenized corpus: its folder, the header and both splits, mapped."""
 
+    folder: Path
     header: Header
     train: Split
     held_out: Split
@@ -74,23 +75,23 @@ def tokenize(corpus: Corpus, vocabulary: Vocabulary, cache: Path) -> Tokens:
     """The ids of a corpus, from the cache where it has them; raises UsageError where a split has no document."""
     facts = (VERSION, corpus.name, corpus.identity, vocabulary.identity)
     folder = cache / "tokens" / hashlib.sha256(repr(facts).encode()).hexdigest()[:24]
-    found = _open(folder)
+    found = open_tokens(folder)
     if found is None:
         _write(corpus, vocabulary, folder)
-        found = _open(folder)
+        found = open_tokens(folder)
     if found is None:
         raise UsageError(f"{folder} does not hold what was just written there: is the disk full?")
     return found
 
 
-def _open(folder: Path) -> Tokens | None:
-    """None where there is nothing whole."""
+def open_tokens(folder: Path) -> Tokens | None:
+    """What ``tokenize`` wrote to a folder, None where there is nothing whole."""
     try:
         header = Header(**json.loads((folder / HEADER).read_text(encoding="utf-8")))
         train, held_out = (_split(folder, name, header) for name in SPLITS)
     except (OSError, ValueError, TypeError, KeyError):  # none, of another version, or cut short
         return None
-    return Tokens(header, train, held_out)
+    return Tokens(folder, header, train, held_out)
 
 
 def _split(folder: Path, name: str, header: Header) -> Split:
@@ -112,7 +113,7 @@ def _write(corpus: Corpus, vocabulary: Vocabulary, folder: Path) -> None:
                 total = sum(header.documents.values())
                 raise UsageError(f"corpus {corpus.name} has {total} documents, none of them {split}: it needs more")
         (new / HEADER).write_text(json.dumps(asdict(header), indent=2) + "\n", encoding="utf-8")
-        if _open(folder) is None:  # else another process was first
+        if open_tokens(folder) is None:  # else another process was first
             shutil.rmtree(folder, ignore_errors=True)  # what is not whole
             new.rename(folder)
 

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from retbench.learning.corpus import Corpus, find_corpus
+from tests.retbench.conftest import one_thread
+
+__all__ = ["one_thread"]  # a fixture here too
 
 TEXT = "the state of a union is strong and its people work for peace at home while laws are made in congress"
 WORDS = TEXT.split()
