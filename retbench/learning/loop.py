@@ -23,7 +23,8 @@ from retbench.devices import Device, find_device
 from retbench.errors import UsageError
 from retbench.learning import checkpoints
 from retbench.learning.batches import Batches
-from retbench.learning.perplexity import Score, score, sliding
+from retbench.learning.ngrams import ORDERS, count
+from retbench.learning.perplexity import Losses, Score, score, sliding
 from retbench.learning.progress import TrainingProgress
 from retbench.learning.run import METRICS, REQUEST, RESULT, Run, keep_metrics, outcome, write_json
 from retbench.learning.token_files import Tokens, open_tokens
@@ -141,10 +142,20 @@ class Loop:
         }
 
     def _held_out(self, model: "LanguageModel") -> dict[str, Any]:
-        """The score of held-out documents in windows of the trained length, the same for every system."""
-        losses = partial(sliding, model, context=self.run.seq_len)
-        found = score(self.tokens.held_out.documents(), losses, self.tokens.header.eos, HELD_OUT_TOKENS)
-        return {"held_out": summary(found)}
+        """The score of held-out documents in windows of the trained length, the same for every system.
+
+        Beside it stand n-grams counted in the whole training split, on the same documents.
+        """
+        header = self.tokens.header
+
+        def of(losses: Losses) -> Score:
+            return score(self.tokens.held_out.documents(), losses, header.eos, HELD_OUT_TOKENS)
+
+        counted = {name: count(self.tokens.train.ids, header.vocab_size, order) for name, order in ORDERS.items()}
+        return {
+            "held_out": summary(of(partial(sliding, model, context=self.run.seq_len))),
+            "baselines": {name: of(ngrams.losses).total.perplexity for name, ngrams in counted.items()},
+        }
 
 
 def summary(found: Score) -> dict[str, Any]:

@@ -107,8 +107,8 @@ def read_result(folder: Path) -> dict[str, Any]:
 def outcome(folder: Path, result: dict[str, Any]) -> str:
     """A finished run in words."""
     held_out = result["held_out"]
-    where = f"checkpoint {checkpoints(folder)[-1]}"
+    baselines = ", ".join(f"{name} {perplexity:.2f}" for name, perplexity in result["baselines"].items())
     return (
-        f"held-out perplexity {held_out['perplexity']:.2f}, {held_out['bits_per_byte']:.3f} bits per byte"
-        f" ({held_out['tokens']} tokens of {held_out['documents']} documents); {where}"
+        f"held-out perplexity {held_out['perplexity']:.2f} ({baselines}), {held_out['bits_per_byte']:.3f} bits per byte,"
+        f" {held_out['tokens']} tokens of {held_out['documents']} documents; checkpoint {checkpoints(folder)[-1]}"
     )
