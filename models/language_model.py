@@ -321,6 +321,17 @@ class LanguageModel(nn.Module):
     @torch.no_grad()
     def prefill(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """(B, T) int64, T >= 1 -> logits of the last position (B, V) and the state after it; resumable."""
+        x, state = self._prefilled(tokens, state)
+        return whole(self.head(self.norm(x[:, -1]))), state
+
+    @torch.no_grad()
+    def read(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """``prefill`` with the logits of every position, (B, T, V): a long text is scored in pieces."""
+        x, state = self._prefilled(tokens, state)
+        return whole(self.head(self.norm(x))), state
+
+    def _prefilled(self, tokens: Tensor, state: State | None) -> tuple[Tensor, State]:
+        """(B, T) int64 -> what the last block gives (B, T, D) and the state."""
         _check_not_empty(tokens)
         batch_size, length = tokens.shape
         if state is None:
@@ -329,7 +340,7 @@ class LanguageModel(nn.Module):
         for block, layer_state in zip(self.blocks, state.layers, strict=True):
             block.prefill_(x, positions, layer_state)
         state.position += length
-        return whole(self.head(self.norm(x[:, -1]))), state
+        return x, state
 
     @torch.no_grad()
     def step(self, token: Tensor, state: State) -> tuple[Tensor, State]:

@@ -66,9 +66,20 @@ def onednn(x: Tensor, weight: Tensor) -> Tensor:
     return out
 
 
+def decide_onednn(threads: int, refusal: str | None) -> None:
+    """From now on ``onednn_refusal(threads)`` is ``refusal``: a timing may decide otherwise in every process."""
+    _decided[threads] = refusal
+    onednn_refusal.cache_clear()
+
+
+_decided: dict[int, str | None] = {}
+
+
 @cache
 def onednn_refusal(threads: int) -> str | None:
     """Why ``threads`` threads leave float32 products to torch's default, None where oneDNN's are right and faster."""
+    if threads in _decided:
+        return _decided[threads]
     n, i, o = PROBED
     generator = torch.Generator("cpu").manual_seed(0)
     with torch.inference_mode():

@@ -51,7 +51,7 @@ def main(descriptor: int) -> None:
             send(message)
         send({"done": {"status": "ok", "reason": None}})
     except Exception as error:  # noqa: BLE001 - whatever it is becomes the cell's status
-        send({"done": _failure(error)})
+        send({"done": failure(error)})
 
 
 def _measure(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -209,7 +209,8 @@ _TASKS = {
 }
 
 
-def _failure(error: Exception) -> dict[str, str]:
+def failure(error: Exception) -> dict[str, str]:
+    """The status and the reason that an error gives."""
     text = str(error).strip() or type(error).__name__
     if isinstance(error, MemoryError) or any(sign in text.lower() for sign in OUT_OF_MEMORY):
         return {"status": "oom", "reason": text.splitlines()[0]}

@@ -1,6 +1,6 @@
 """AdamW that keeps float32 master weights for parameters of fewer bits."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import groupby
 
 import torch
@@ -50,6 +50,41 @@ class MasterAdamW:
         """Those that a step would read now, to be clipped or looked at."""
         self.collect_gradients()
         return [w.grad for group in self._adamw.param_groups for w in group["params"] if w.grad is not None]
+
+    @property
+    def learning_rate(self) -> float:
+        return float(self._adamw.param_groups[0]["lr"])
+
+    @learning_rate.setter
+    def learning_rate(self, rate: float) -> None:
+        for group in self._adamw.param_groups:
+            group["lr"] = rate
+
+    def clip(self, most: float) -> Tensor:
+        """Scales the gradients down to a norm of at most ``most`` -> their norm before, a scalar."""
+        gradients = self.gradients()
+        norms = [torch.linalg.vector_norm(gradient) for gradient in gradients]
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+        if norm > most:
+            torch._foreach_mul_(gradients, most / norm)
+        return norm
+
+    def state(self) -> dict[str, Tensor]:
+        """``tensors`` by name, for a checkpoint."""
+        masters = {f"master.{index}": master.detach() for index, (_, master) in enumerate(self._masters)}
+        state = self._adamw.state_dict()["state"]
+        return masters | {f"{name}.{index}": x for index, kept in state.items() for name, x in kept.items()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Goes on from what ``state`` returned."""
+        kept: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in state.items():
+            name, _, index = key.rpartition(".")
+            if name == "master":
+                self._masters[int(index)][1].data.copy_(tensor)
+            else:
+                kept.setdefault(int(index), {})[name] = tensor
+        self._adamw.load_state_dict({**self._adamw.state_dict(), "state": kept})
 
     def tensors(self) -> list[Tensor]:
         """What the optimizer keeps beside the model: master weights, moments and step counts; empty before a step."""
