@@ -1,5 +1,6 @@
 """Compiled segments of a prefill: the same logits and state as the plain code, and the plain code where that fails."""
 
+from pathlib import Path
 from unittest.mock import patch
 
 import pytest
@@ -25,8 +26,9 @@ def state_of(model: LanguageModel, tokens: torch.Tensor) -> list[torch.Tensor]:
 
 
 @pytest.fixture
-def working_compiler() -> None:
-    """Skips the test on a machine where torch.compile fails whatever it is given."""
+def working_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skips the test on a machine where torch.compile fails whatever it is given; nothing is cached between tests."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # a killed compilation leaves half a library there
     try:
         torch.compile(lambda x: x * 2 + 1)(torch.ones(8))
     except Exception as error:  # noqa: BLE001 - a compiler fails in ways of its own
