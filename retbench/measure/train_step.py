@@ -54,7 +54,7 @@ class Trainer:
 def measure(model: LanguageModel, task: Task) -> Parts:
     """Yields how it computes, the exact memory, then the times; the first step is in none of them."""
     training = task.cell.training or Training()
-    yield {"cell": {"backend": model.backend, "form": getattr(model, "form", "parallel")}}
+    yield {"cell": {"backend": model.backend, "form": model.training_form}}
     trainer = Trainer(model, training)
     losses: list[Tensor] = []
     first = sample(lambda: losses.append(trainer.step(_tokens(trainer, task))), task.device)  # makes moments
