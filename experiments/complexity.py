@@ -33,7 +33,7 @@ ORDERS: dict[str, Callable[[float], float]] = {  # the exponent seen around a le
     "O(N^2)": lambda length: 2.0,
 }
 TIME_TOLERANCE, BYTE_TOLERANCE = 0.15, 0.03  # of an exponent, for terms that have not died out at these lengths
-PARALLEL, SEQUENTIAL = 0.5, 0.2  # of the possible speed-up: above is parallel, below is not
+PARALLEL, SEQUENTIAL = 0.6, 0.5  # parallel_share: above, positions are read together; below, one after the other
 
 
 def command(
@@ -82,6 +82,7 @@ def tables(records: Sequence[Record]) -> "list[Table]":
     exponents = (
         Column("system", "system", justify="left"),
         *(Column(f"{name}_exponent", head, "exponent") for name, head in _EXPONENTS.items()),
+        Column("parallel_speedup", "at\nonce", "ratio"),
         Column("longest", "up to\ntokens", "tokens"),
     )
     return [
@@ -98,7 +99,12 @@ def tables(records: Sequence[Record]) -> "list[Table]":
             title="Exponents over the length",
             columns=exponents,
             rows=tuple(
-                (Entry(record.cell.system, record.cell.system), *_exponent_entries(record), _longest(record))
+                (
+                    Entry(record.cell.system, record.cell.system),
+                    *_exponent_entries(record),
+                    _at_once(record),
+                    _longest(record),
+                )
                 for record in records
             ),
             footnotes=conditions,
@@ -131,6 +137,7 @@ def figures(records: Sequence[Record]) -> "Mapping[str, Figure]":
 
 _EXPONENTS = {
     "decode": "decode\ntime",
+    "step_bytes": "step\nbytes",
     "state": "state\nbytes",
     "prefill": "prefill\ntime",
     "prefill_memory": "prefill\nbytes",
@@ -148,6 +155,7 @@ def exponents(record: Record) -> "dict[str, Interval | None]":
 
     return {
         "decode": added_time_growth(known("decode_ms_groups")),
+        "step_bytes": byte_growth(known("step_bytes")),
         "state": byte_growth(known("state_bytes")),
         "prefill": time_growth(known("prefill_ms_groups")),
         "prefill_memory": byte_growth(known("prefill_peak_memory_bytes")),
@@ -165,6 +173,15 @@ def _interval_entry(found: "Interval | None") -> "Entry":
     from retbench.report.tables import Entry
 
     return Entry(found.value, f"{found.value:.2f}") if found else Entry(None, ABSENT)
+
+
+def _at_once(record: Record) -> "Entry":
+    """How many times faster a training step reads positions at once than one by one."""
+    from retbench.report.numbers import ABSENT, significant
+    from retbench.report.tables import Entry
+
+    speedup = record.metrics.get("parallel_speedup")
+    return Entry(speedup, ABSENT if speedup is None else f"{significant(speedup, 2)}x")
 
 
 def _longest(record: Record) -> "Entry":
@@ -200,11 +217,11 @@ def verdict(found: "Interval | None", order: str, orders: Sequence[str], length:
     return "agrees" if fitting == [order] else "undecided"
 
 
-def parallel_verdict(share: float | None, claimed: bool) -> str:
-    """Whether the share of the possible speed-up that reading positions together reaches agrees with the claim."""
-    if share is None or SEQUENTIAL <= share <= PARALLEL:
+def parallel_verdict(share: "Interval | None", claimed: bool) -> str:
+    """Whether the share of a mixer (``measure.parallelism``) agrees with the claim that its training is parallel."""
+    if share is None or (share.low <= PARALLEL and share.high >= SEQUENTIAL):
         return "undecided"
-    return "agrees" if (share > PARALLEL) == claimed else "differs"
+    return "agrees" if (share.low > PARALLEL) == claimed else "differs"
 
 
 def _claim_rows(record: Record) -> "list[tuple[Entry, ...]]":
@@ -220,7 +237,7 @@ def _claim_rows(record: Record) -> "list[tuple[Entry, ...]]":
     for name, words, key, orders, tolerance in _CLAIMS:
         said = claim[key] if claim else None
         decided = verdict(found[name], said, orders, around, tolerance) if said else ABSENT
-        rows.append((system, Entry(key, words), *_measured_entries(found[name]), *_said(said, decided)))
+        rows.append((system, Entry(name, words), *_measured_entries(found[name]), *_said(said, decided)))
     return [_parallel_row(record, system, claim), *rows]
 
 
@@ -235,24 +252,29 @@ def _measured_entries(found: "Interval | None") -> "tuple[Entry, Entry, Entry]":
 
 
 def _parallel_row(record: Record, system: "Entry", claim: dict[str, Any] | None) -> "tuple[Entry, ...]":
-    """Training parallelism: the speed-up of positions read together, of the speed-up that was possible."""
-    from retbench.report.numbers import ABSENT, significant
+    """Training parallelism: single positions side by side / positions of one text, of the mixer."""
+    from retbench.report.numbers import ABSENT, ratio
     from retbench.report.tables import Entry
 
-    speedup, possible = (record.metrics.get(f"{name}_speedup") for name in ("parallel", "possible"))
-    share = speedup / possible if speedup and possible else None
-    words = ABSENT if share is None else f"{significant(speedup)}x"
-    of = ABSENT if share is None else f"of {significant(possible)}x"
+    share = _metric_interval(record, "parallel_share")
     said = None if claim is None else "yes" if claim["training_parallel"] else "no"
+    entries = (Entry(None, ABSENT),) * 3
+    if share:
+        words = f"{ratio(share.low)} to {ratio(share.high)}"
+        entries = (
+            Entry(share.value, ratio(share.value)),
+            Entry(share.low, words),
+            Entry(share.high, ratio(share.high)),
+        )
     decided = parallel_verdict(share, said == "yes") if said else ABSENT
-    return (
-        system,
-        Entry("training_parallel", "training, parallel"),
-        Entry(share, words),
-        Entry(None, of),
-        Entry(None, ABSENT),
-        *_said(said, decided),
-    )
+    return system, Entry("training_parallel", "training, parallel"), *entries, *_said(said, decided)
+
+
+def _metric_interval(record: Record, name: str) -> "Interval | None":
+    from retbench.statistics import Interval
+
+    found = [record.metrics.get(f"{name}{end}") for end in ("", "_low", "_high")]
+    return None if None in found else Interval(*(float(value) for value in found if value is not None))
 
 
 def _said(said: str | None, decided: str) -> "tuple[Entry, Entry]":
@@ -264,15 +286,17 @@ def _said(said: str | None, decided: str) -> "tuple[Entry, Entry]":
 
 _CLAIMS = (
     ("decode", "decode, time a token", "inference_cost", ("O(1)", "O(N)"), TIME_TOLERANCE),
+    ("step_bytes", "decode, bytes a token", "inference_cost", ("O(1)", "O(N)"), BYTE_TOLERANCE),
     ("train_memory", "training, memory", "memory", ("O(N)", "O(N log N)", "O(N^2)"), BYTE_TOLERANCE),
 )
 
 _NOTES = (
-    "exponents are fitted to the longest lengths; decode: what the context adds to a step; memory: the "
-    "fastest-growing term of exact bytes, forward + backward",
+    "exponents are fitted to the longest lengths; decode: what the context adds to the time of a step, and the bytes "
+    "of state that it must move; memory: the fastest-growing term of exact bytes, forward + backward",
     f"the vocabulary is {VOCAB_SIZE}, so that the head does not hide what grows",
-    f"parallel: a training step over positions of one text against as many single steps, of the speed-up that single "
-    f"positions in one batch reach; above {PARALLEL:.0%} of it is parallel, below {SEQUENTIAL:.0%} is not",
+    "parallel: forward + backward of one layer's mixer, 64 wide, over 256 texts of one position / over one text of 256 "
+    f"positions: the same products; above {PARALLEL:g} positions are read together, below {SEQUENTIAL:g} they wait for "
+    "each other; at once: of the whole model, the time of single positions / of as many at once",
 )
 
 
@@ -310,12 +334,15 @@ def _draw_line(ax: "Axes", record: Record, look: Any, name: str, key: str, scale
 
 
 def _finish(ax: "Axes", lengths: Sequence[int]) -> None:
-    """Lengths as ticks, the legend with the exponents beside the panel."""
-    from matplotlib.ticker import NullLocator
+    """Lengths as ticks, plain numbers beside them, the legend with the exponents beside the panel."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     from retbench.report.numbers import length
 
     ax.set_xticks(lengths, [length(tick) for tick in lengths])
     ax.xaxis.set_minor_locator(NullLocator())
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     if ax.lines:
         ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -83,7 +83,7 @@ def command(
     from retbench.report.tables import Format, render
     from retbench.store import Store, results_path
 
-    store = Store(results_path(out, device.slug(), "gate_power"))
+    store = Store(results_path(out, device.slug(), "gate-power"))
     store.check_writable()
     with TemporaryDirectory(prefix="retbench-power-") as folder:
         head = revision.head(Path(folder), device, threads=1)
@@ -188,5 +188,5 @@ def _median_ratio(ratios: "np.ndarray") -> float:
 if __name__ == "__main__":
     from retbench.cli import main
 
-    sys.argv[1:1] = ["gate_power"]
+    sys.argv[1:1] = ["gate-power"]
     main()

@@ -4,14 +4,23 @@ Each cell prefills a prompt of the length, then times single decode steps with a
 results/, figures to reports/inference/.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, cast
 
+import typer
+
+from models.catalogue import peer_of
 from retbench import options
+from retbench.devices import Device
+from retbench.errors import UsageError
 from retbench.options import Grid
 from retbench.quantities import parse_duration
 from retbench.record import Record
+from retbench.spec import Cell
+from retbench.specifications import find_specification
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,6 +28,14 @@ if TYPE_CHECKING:
     from retbench.report.tables import Table
 
 SYSTEMS = "retnet,transformer,transformer-flash,transformer-concat-cache"
+
+Frontier = Annotated[
+    bool, typer.Option("--frontier", help="Find the largest batch and the longest length that fit, instead of timing.")
+]
+
+PaperModel = Annotated[
+    bool, typer.Option("--paper-model", help="Predict Figure 6 in the paper's own setting instead; measures nothing.")
+]
 
 
 def command(
@@ -39,18 +56,63 @@ def command(
     dry_run: options.DryRun = False,
     seed: options.Seed = 0,
     compile_prefill: options.Compile = False,
+    frontier: Frontier = False,
+    paper_model: PaperModel = False,
     output_format: options.Format = "table",
 ) -> None:
     beside = (tuple(checkpoint or ()), tuple(peer or ()), weights, compile_prefill)
     grid = Grid(seq_len, batch_size, systems, size, dtype, device, threads, mem_limit, seed, *beside)
     options.check_format(output_format)
-    chosen_device, cells = grid.cells("decode")
+    if paper_model:
+        show_paper_model(out, output_format)
+        return
+    chosen_device, cells = grid.cells("frontier" if frontier else "decode")
     budget_s = parse_duration(budget, "--budget")
 
     from retbench.session import Report, Session
 
+    if frontier:
+        cells = frontier_cells(cells, chosen_device)
+        session = Session("frontier", chosen_device, cells, out, budget_s, fresh, dry_run, output_format)
+        session.run(Report(frontier_tables, lambda records: {}))
+        return
     session = Session("inference", chosen_device, cells, out, budget_s, fresh, dry_run, output_format)
     session.run(Report(tables, figures))
+
+
+def show_paper_model(out: Path, output_format: str) -> None:
+    """Figure 6 as a plan for the paper's size, batch and device, beside its points."""
+    from retbench import plan
+    from retbench.report.figures import figure6_model, save
+    from retbench.report.paper import inference_paper
+    from retbench.report.paper_model import cells, paper_model_table, points
+    from retbench.report.tables import Format, render
+
+    paper, device = inference_paper(), find_specification("a100-80gb")
+    asked = cells(paper)
+    predictions, problems = plan.predict(asked)
+    if problems:
+        raise UsageError("; ".join(problems))
+    found = points(asked, predictions, device, paper)
+    fmt = "json" if output_format == "jsonl" else output_format
+    render(paper_model_table(found, device, paper), cast(Format, fmt), sys.stdout)
+    files = save(figure6_model.draw(found, device, paper), out / "reports" / "inference", "figure6-model")
+    print(f"figures: {', '.join(map(str, files))}", file=sys.stderr)
+
+
+def frontier_cells(cells: Sequence[Cell], device: Device) -> list[Cell]:
+    """The cells with a limit of memory, that which is free where none was given; peers take no part."""
+    if peers := sorted({cell.system for cell in cells if peer_of(cell.system)}):
+        raise UsageError(f"--frontier is for systems of ours, not for peers such as {peers[0]}")
+    free = device.free_bytes()
+    return [replace(cell, mem_limit_bytes=cell.mem_limit_bytes or free) for cell in cells]
+
+
+def frontier_tables(records: Sequence[Record]) -> "list[Table]":
+    """What fits at the most, found and planned."""
+    from retbench.report.frontier_table import frontier_table
+
+    return [frontier_table(records)]
 
 
 def tables(records: Sequence[Record]) -> "list[Table]":

@@ -14,7 +14,7 @@ import typer
 
 from models.catalogue import systems as known_systems
 from models.sizes import SIZES
-from retbench import options
+from retbench import options, ranks
 from retbench.devices import Device, find_device
 from retbench.errors import UsageError
 from retbench.options import Grid
@@ -52,6 +52,12 @@ ChunkSize = Annotated[
     int, typer.Option(help="Of RetNet's chunkwise form; 512 is the paper's.", min=1, max=options.MAX_SEQ_LEN)
 ]
 Compile = Annotated[bool, typer.Option("--compile", help="torch.compile for the blocks.")]
+TensorParallel = Annotated[int, typer.Option(help="Processes that share the heads of each layer out.")]
+DataParallel = Annotated[int, typer.Option(help="Processes that read batches of their own.")]
+Fsdp = Annotated[
+    bool, typer.Option("--fsdp", help="Data-parallel processes share weights, gradients and optimizer state out.")
+]
+Nproc = Annotated[int, typer.Option(help="Processes to start on this machine by torchrun, unless it has.")]
 
 
 def command(
@@ -65,6 +71,10 @@ def command(
     loss: LossName = "plain",
     compile_blocks: Compile = False,
     chunk_size: ChunkSize = 512,
+    tensor_parallel: TensorParallel = 1,
+    data_parallel: DataParallel = 1,
+    fsdp: Fsdp = False,
+    nproc: Nproc = 1,
     device: options.DeviceName = "auto",
     threads: options.Threads = 0,
     budget: options.Budget = "150s",
@@ -80,9 +90,12 @@ def command(
     if dtype == "fp16":
         raise UsageError("--dtype fp16 would need scaled losses; dtypes of training are auto, fp32, bf16")
     size, seq_len = _default_size(chosen) if size == "auto" else size, _default_seq_len(chosen, seq_len)
+    shared = Training(tensor_parallel=tensor_parallel, data_parallel=data_parallel, fsdp=fsdp)
+    ranks.check_ranks(shared, nproc, compile_blocks)
+    threads = threads or max(1, chosen.default_threads() // shared.ranks)
     grid = Grid(seq_len, batch_size, systems, size, dtype, device, threads, mem_limit, seed, compile=compile_blocks)
     trainings = [
-        Training(checkpointing=blocks, grad_accumulation=count, loss=kind)
+        replace(shared, checkpointing=blocks, grad_accumulation=count, loss=kind)
         for blocks, count, kind in product(
             _checkpointings(checkpointing), _micro_batches(grad_accumulation), _losses(loss)
         )
@@ -94,7 +107,7 @@ def command(
     from retbench.session import Report, Session
 
     session = Session("training", chosen, cells, out, budget_s, fresh, dry_run, output_format)
-    session.run(Report(tables, figures))
+    ranks.run(session, Report(tables, figures), nproc)
 
 
 def tables(records: Sequence[Record]) -> "list[Table]":

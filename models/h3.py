@@ -4,6 +4,7 @@
 # C positions of a block, G blocks
 
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self, cast
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from models.config import Config, require_divisible
 from models.convolution import convolution
 from models.language_model import LanguageModel, LayerState, Mixer, Positions
+from models.parallel import Split
 from models.precision import Float32Module, parameter_dtype
 
 SYSTEMS = {"h3": {"summary": "H3, S4 between gates: a shift and a diagonal state space model"}}
@@ -186,6 +188,7 @@ class H3Mixer(Mixer):
     def __init__(self, config: H3Config) -> None:
         super().__init__()
         self.config = config
+        self.n_heads = config.n_heads  # of this rank
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (
             nn.Linear(config.d_model, config.d_model) for _ in range(4)
         )
@@ -207,7 +210,7 @@ class H3Mixer(Mixer):
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         k = self._shifted(k, kept)
-        q, k, v = (y.view(len(x), self.config.n_heads, -1, x.shape[1]) for y in (q, k, v))  # (B, H, P, T)
+        q, k, v = (y.view(len(x), self.n_heads, -1, x.shape[1]) for y in (q, k, v))  # (B, H, P, T)
         out = sum(self._attended(q, k, v, kept, resumed=bool(positions.start > 0)))
         projected: Tensor = self.out_proj(cast(Tensor, out).flatten(1, 2).mT.to(x.dtype))
         return projected
@@ -219,7 +222,7 @@ class H3Mixer(Mixer):
         window = torch.cat((kept.past, k[..., None]), dim=-1)  # (B, D, N)
         kept.past.copy_(window[..., 1:])
         k = (window * kept.taps).sum(-1)  # (B, D)
-        q, k, v = (y.view(len(x), self.config.n_heads, -1) for y in (q, k, v))  # (B, H, P)
+        q, k, v = (y.view(len(x), self.n_heads, -1) for y in (q, k, v))  # (B, H, P)
         kv = k[..., None] * v[:, :, None]  # (B, H, P, P)
         modes = kept.modes.mul_(kept.decay[:, None, None])
         modes.real.add_(kv[..., None])
@@ -228,20 +231,29 @@ class H3Mixer(Mixer):
         out: Tensor = self.out_proj((q[..., None] * y).sum(2).flatten(1).to(x.dtype))
         return out
 
+    def split(self) -> Split:
+        parameters = [
+            f"{name}.{key}" for name in ("shift", "ssm") for key, _ in self.get_submodule(name).named_parameters()
+        ]
+        return Split(("n_heads",), ("q_proj", "k_proj", "v_proj"), ("out_proj",), tuple(parameters))
+
     @torch.no_grad()
     def init_state(self, batch_size: int, max_seq_len: int) -> H3State:
         config, skip = self.config, self.ssm.D
         log_decay, c = self.ssm.discretised()
-        modes = (batch_size, config.n_heads, config.head_dim, config.head_dim, config.d_state // 2)
+        modes = (batch_size, self.n_heads, config.head_dim, config.head_dim, config.d_state // 2)
         complex_dtype = skip.dtype.to_complex()
         return H3State(
-            past=skip.new_zeros(batch_size, config.d_model, config.d_state - 1),
+            past=skip.new_zeros(batch_size, self.n_heads * config.head_dim, config.d_state - 1),
             modes=skip.new_zeros(modes, dtype=complex_dtype),
             taps=self.shift.taps().flip(-1),
             decay=log_decay.exp().to(complex_dtype),
             readout=_pairs(2 * c.conj(), skip.dtype),
             skip=skip.clone(),
         )
+
+    def capture_limit(self, state: LayerState) -> int:
+        return sys.maxsize
 
     def _shifted(self, k: Tensor, kept: H3State | None) -> Tensor:
         """k (B, D, T) after the shift SSM; keeps the last inputs."""

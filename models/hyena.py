@@ -8,7 +8,7 @@ Training and prefill by FFT. Decode is the exact convolution with all that was r
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Self, cast
+from typing import TYPE_CHECKING, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,11 @@ from torch import Tensor, nn
 from models.config import Config
 from models.convolution import convolution
 from models.language_model import LanguageModel, LayerState, Mixer, Positions, State
+from models.parallel import Split, summed_gradient
 from models.precision import Float32Module, parameter_dtype
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 SYSTEMS = {"hyena": {"summary": "Hyena of order 2, decode by a cached convolution"}}
 
@@ -73,6 +77,7 @@ class HyenaFilter(Float32Module):
     def __init__(self, config: HyenaConfig) -> None:
         super().__init__()
         self.config = config
+        self.mesh: DeviceMesh | None = None  # of the ranks that share the channels out
         dtype, width = parameter_dtype(), config.filter_width
         widths = (config.filter_features, width, width, width)
         self.hidden = nn.ModuleList(nn.Linear(*pair, dtype=dtype) for pair in pairwise(widths))
@@ -91,13 +96,17 @@ class HyenaFilter(Float32Module):
         self.D.normal_(generator=generator)
 
     def forward(self, length: int) -> Tensor:
-        """(D, T) in the dtype of the parameters."""
+        """(D, T) in the dtype of the parameters, of the channels of this rank."""
         config, dtype = self.config, self.D.dtype
         features, time = position_features(config.filter_features, config.l_max, length, self.D.device)
         hidden = features.to(dtype)  # (T, E)
         for linear in self.hidden:
             hidden = torch.sin(self.frequency * linear(hidden))  # (T, width)
-        window = (-window_rates(config.d_model, time.device)[:, None] * time).to(dtype).exp()  # (D, T)
+        rates = window_rates(config.d_model, time.device)
+        if self.mesh is not None:
+            hidden = summed_gradient(hidden, self.mesh)
+            rates = rates.chunk(self.mesh.size())[self.mesh.get_local_rank()]
+        window = (-rates[:, None] * time).to(dtype).exp()  # (D, T)
         return self.output.weight @ hidden.mT * window + F.pad(self.D[:, None], (0, length - 1))
 
 
@@ -167,6 +176,7 @@ class HyenaMixer(Mixer):
 
     def __init__(self, config: HyenaConfig) -> None:
         super().__init__()
+        self.width = config.d_model  # the channels of this rank
         self.in_proj = nn.Linear(config.d_model, 3 * config.d_model)
         self.short = ShortConvolution(3 * config.d_model)
         self.filter = HyenaFilter(config)
@@ -213,6 +223,10 @@ class HyenaMixer(Mixer):
             past=skip.new_zeros(3 * d_model, batch_size, SHORT - 1),
         )
 
+    def split(self) -> Split:
+        parameters = ("short.weight", "short.bias", "filter.output.weight", "filter.D")
+        return Split(("width",), ("in_proj",), ("out_proj",), parameters, fused=("in_proj", "short"), fused_count=3)
+
     def _gate_and_input(self, u: Tensor, kept: HyenaState | None) -> tuple[Tensor, Tensor]:
         """u (3D, B, T) -> x0 and v x1 (D, B, T), after the short convolution; keeps its last inputs."""
         u = torch.cat((kept.past, u), dim=-1) if kept else F.pad(u, (SHORT - 1, 0))
@@ -252,6 +266,11 @@ class Hyena(LanguageModel):
     @property
     def decode_form(self) -> str:
         return "cached-convolution"
+
+    def keep_part_(self, mesh: "DeviceMesh") -> None:
+        super().keep_part_(mesh)
+        for block in self.blocks:
+            cast(HyenaMixer, block.mixer).filter.mesh = mesh
 
     def positions(self, start: int | Tensor, length: int) -> Positions:
         self._check_length(int(start) + length)

@@ -8,7 +8,7 @@ A system's file gives a token mixer and the state that the mixer keeps while dec
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar, Literal, Protocol, Self, cast, get_args
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, Self, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,11 @@ from models.config import Config
 from models.linear import Linear, onednn_refusal
 from models.loss import chunked_loss, plain_loss
 from models.native.decoder import Decoder, MixerShape
+from models.parallel import Split, local, whole
 from models.rotary import inverse_frequencies, rotation
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 DecodeBackend = Literal["native", "torch"]
 
@@ -141,6 +145,10 @@ class Mixer(nn.Module):
         """
         return 0
 
+    def split(self) -> Split:
+        """How several ranks share this mixer out; raises NotImplementedError that says why they cannot."""
+        raise NotImplementedError(f"no tensor parallelism: {type(self).__name__} does not say how it is split")
+
 
 class FeedForward(nn.Module):
     """FFN of two matrices with GELU, or of three with SwiGLU; no biases."""
@@ -212,6 +220,7 @@ class LanguageModel(nn.Module):
         self._frequencies = Constant(partial(inverse_frequencies, config, self.d_rotary))
         self._decoder: Decoder | None = None  # made by the first step
         self._decode_natively = True
+        self._shared = False  # by ranks, each of which has some of the heads
         self.checkpointing = False  # whether training keeps a block's input alone and computes the rest again
         self._initialise()
 
@@ -263,6 +272,8 @@ class LanguageModel(nn.Module):
 
     def no_native_step(self) -> str | None:
         """Why a step of this model cannot be native code, None where it can."""
+        if self._shared:
+            return "the ranks share the heads out"
         decoder = self._native_decoder()
         return f"{self.config.system} has no native decode step" if decoder is None else decoder.unsupported()
 
@@ -274,6 +285,8 @@ class LanguageModel(nn.Module):
 
     def _onednn_refusal(self) -> str | None:
         weight = self.embedding.weight
+        if self._shared and weight.dtype == torch.float32:
+            return "products of DTensors are torch's own"
         concerned = weight.dtype == torch.float32 and weight.device.type == "cpu"
         return onednn_refusal(torch.get_num_threads()) if concerned else None
 
@@ -283,8 +296,7 @@ class LanguageModel(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Training form: (B, T) int64, T >= 1 -> logits (B, T, V)."""
-        logits: Tensor = self.head(self._hidden(tokens))
-        return logits
+        return whole(self.head(self._hidden(tokens)))
 
     def loss(self, tokens: Tensor, chunked: bool = False) -> Tensor:
         """The mean loss of the next token over tokens (B, T + 1) int64, a scalar in float32 at least.
@@ -309,6 +321,17 @@ class LanguageModel(nn.Module):
     @torch.no_grad()
     def prefill(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """(B, T) int64, T >= 1 -> logits of the last position (B, V) and the state after it; resumable."""
+        x, state = self._prefilled(tokens, state)
+        return whole(self.head(self.norm(x[:, -1]))), state
+
+    @torch.no_grad()
+    def read(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """``prefill`` with the logits of every position, (B, T, V): a long text is scored in pieces."""
+        x, state = self._prefilled(tokens, state)
+        return whole(self.head(self.norm(x))), state
+
+    def _prefilled(self, tokens: Tensor, state: State | None) -> tuple[Tensor, State]:
+        """(B, T) int64 -> what the last block gives (B, T, D) and the state."""
         _check_not_empty(tokens)
         batch_size, length = tokens.shape
         if state is None:
@@ -317,7 +340,7 @@ class LanguageModel(nn.Module):
         for block, layer_state in zip(self.blocks, state.layers, strict=True):
             block.prefill_(x, positions, layer_state)
         state.position += length
-        return self.head(self.norm(x[:, -1])), state
+        return x, state
 
     @torch.no_grad()
     def step(self, token: Tensor, state: State) -> tuple[Tensor, State]:
@@ -339,8 +362,14 @@ class LanguageModel(nn.Module):
         x = self._embed(token)  # (B, D)
         for block, layer_state in zip(self.blocks, state.layers, strict=True):
             x = block.step(x, positions, layer_state)
-        logits: Tensor = self.head(self.norm(x))
-        return logits
+        return whole(self.head(self.norm(x)))
+
+    def keep_part_(self, mesh: "DeviceMesh") -> None:
+        """After the weights were split between ranks: makes the mixers count the heads or channels of one of them."""
+        self._shared, self._decode_natively = True, False
+        for mixer in (block.mixer for block in self.blocks):
+            for name in mixer.split().counts:
+                setattr(mixer, name, getattr(mixer, name) // mesh.size())
 
     def _native_decoder(self) -> Decoder | None:
         if self._decoder is None:
@@ -361,8 +390,8 @@ class LanguageModel(nn.Module):
         return Positions(start, *rotation(frequencies, start, length, state_dtype(weight.dtype)))
 
     def weights_bytes(self) -> int:
-        """Bytes of all parameters and buffers; tied weights count once."""
-        return sum(tensor.nbytes for tensor in (*self.parameters(), *self.buffers()))
+        """Bytes of all parameters and buffers, as far as this rank has them; tied weights count once."""
+        return sum(local(tensor).nbytes for tensor in (*self.parameters(), *self.buffers()))
 
     def step_weights_bytes(self) -> int:
         """Bytes of weights that a decode step must read: all but an input embedding that is not the head."""

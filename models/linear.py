@@ -13,7 +13,6 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 
 from models import probe
 
@@ -28,10 +27,16 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., I) -> (..., O)"""
-        wanted = x.dtype == self.weight.dtype == torch.float32 and x.device.type == "cpu" and self.bias is None
+        # A DTensor or a fake tensor is for torch's own operators.
+        wanted = (
+            type(x) is Tensor
+            and x.dtype == self.weight.dtype == torch.float32
+            and x.device.type == "cpu"
+            and self.bias is None
+        )
         if not wanted or x.numel() < LEAST_ROWS * self.in_features:
             return super().forward(x)
-        if isinstance(x, FakeTensor) or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
             return super().forward(x)
         if onednn_refusal(torch.get_num_threads()) is not None:
             return super().forward(x)
@@ -61,9 +66,20 @@ def onednn(x: Tensor, weight: Tensor) -> Tensor:
     return out
 
 
+def decide_onednn(threads: int, refusal: str | None) -> None:
+    """From now on ``onednn_refusal(threads)`` is ``refusal``: a timing may decide otherwise in every process."""
+    _decided[threads] = refusal
+    onednn_refusal.cache_clear()
+
+
+_decided: dict[int, str | None] = {}
+
+
 @cache
 def onednn_refusal(threads: int) -> str | None:
     """Why ``threads`` threads leave float32 products to torch's default, None where oneDNN's are right and faster."""
+    if threads in _decided:
+        return _decided[threads]
     n, i, o = PROBED
     generator = torch.Generator("cpu").manual_seed(0)
     with torch.inference_mode():

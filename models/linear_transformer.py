@@ -2,6 +2,7 @@
 
 # B batch, T positions, D model dim, H heads, K key and value dim of a head
 
+import sys
 from dataclasses import dataclass
 from typing import Self, cast
 
@@ -12,6 +13,7 @@ from models import retention
 from models.config import Config, attention_heads, require_divisible
 from models.language_model import LanguageModel, LayerState, Mixer, Positions, state_dtype
 from models.linear import Linear
+from models.parallel import Split
 from models.rotary import rotate
 
 SYSTEMS = {
@@ -101,6 +103,7 @@ class LinearAttention(Mixer):
     def __init__(self, config: LinearTransformerConfig) -> None:
         super().__init__()
         self.config = config
+        self.n_heads = config.n_heads  # of this rank
         self.q_proj = Linear(config.d_model, config.d_model, bias=False)
         self.k_proj = Linear(config.d_model, config.d_model, bias=False)
         self.v_proj = Linear(config.d_model, config.d_model, bias=False)
@@ -122,15 +125,21 @@ class LinearAttention(Mixer):
         out: Tensor = self.out_proj(y.flatten(-2).to(x.dtype))
         return out
 
+    def split(self) -> Split:
+        return Split(("n_heads",), ("q_proj", "k_proj", "v_proj"), rows=("out_proj",))
+
     def init_state(self, batch_size: int, max_seq_len: int) -> LinearAttentionState:
         weight, config = self.q_proj.weight, self.config
-        shape = (batch_size, config.n_heads, config.d_head, config.d_head + 1)
+        shape = (batch_size, self.n_heads, config.d_head, config.d_head + 1)
         return LinearAttentionState(torch.zeros(shape, dtype=state_dtype(weight.dtype), device=weight.device))
+
+    def capture_limit(self, state: LayerState) -> int:
+        return sys.maxsize
 
     def _qkv(self, x: Tensor, positions: Positions) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, T, D) -> q, k, v (B, H, T, K), q and k rotated"""
         q, k, v = (
-            projection(x).view(*x.shape[:2], self.config.n_heads, -1).transpose(1, 2)
+            projection(x).view(*x.shape[:2], self.n_heads, -1).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         q, k = (rotate(y, positions.cos, positions.sin, self.config.rotary) for y in (q, k))

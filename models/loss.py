@@ -2,11 +2,16 @@
 
 # N positions of a batch, C of a chunk, D model dim, V vocabulary
 
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from models.parallel import summed_cross_entropy
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 LOSS_CHUNK = 512  # positions; their logits take 64 MB a float32 copy at a vocabulary of 32000
 
@@ -23,6 +28,9 @@ def chunked_loss(hidden: Tensor, head: nn.Module, targets: Tensor, chunk: int = 
     """
     if chunk < 1:
         raise ValueError(f"a chunk has at least one position, not {chunk}")
+    if not torch.is_grad_enabled():
+        pieces = zip(torch.split(hidden, chunk), torch.split(targets, chunk), strict=True)
+        return torch.stack([_summed(head(piece), wanted) for piece, wanted in pieces]).sum() / len(targets)
     loss: Tensor = _Chunked.apply(hidden, head.weight, head, targets, chunk)  # type: ignore[no-untyped-call]
     return loss
 
@@ -56,7 +64,10 @@ class _Chunked(torch.autograd.Function):
 
 def _summed(logits: Tensor, targets: Tensor) -> Tensor:
     """logits (N, V) -> the sum of cross-entropies, in float32 at least."""
-    return F.cross_entropy(logits.to(_exact(logits.dtype)), targets, reduction="sum")
+    exact = logits.to(_exact(logits.dtype))
+    if hasattr(exact, "device_mesh"):  # a DTensor: the ranks share the vocabulary out
+        return summed_cross_entropy(cast("DTensor", exact), targets)
+    return F.cross_entropy(exact, targets, reduction="sum")
 
 
 def _exact(dtype: torch.dtype) -> torch.dtype:

@@ -2,6 +2,7 @@
 
 # B batch, T positions, D model dim
 
+import sys
 from dataclasses import dataclass
 from typing import Self, cast
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from models.config import Config
 from models.language_model import LanguageModel, LayerState, Mixer, Positions, state_dtype
+from models.parallel import Split
 
 SYSTEMS = {
     "lstm": {
@@ -81,11 +83,20 @@ class LSTMMixer(Mixer):
         kept.output.copy_(output)
         return output
 
+    def split(self) -> Split:
+        raise NotImplementedError(
+            "no tensor parallelism: every channel of an LSTM reads all of the last output, which ranks would have to "
+            "exchange at every position"
+        )
+
     def init_state(self, batch_size: int, max_seq_len: int) -> LSTMState:
         weight = self.lstm.all_weights[0][0]
         dtypes = (weight.dtype, state_dtype(weight.dtype))
         output, cell = (torch.zeros(batch_size, self.d_model, dtype=dtype, device=weight.device) for dtype in dtypes)
         return LSTMState(output, cell)
+
+    def capture_limit(self, state: LayerState) -> int:
+        return sys.maxsize
 
 
 class LSTM(LanguageModel):

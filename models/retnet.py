@@ -5,7 +5,7 @@
 import sys
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, Self, cast
+from typing import TYPE_CHECKING, Literal, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,11 @@ from models.config import Config, require_divisible
 from models.language_model import Constant, LanguageModel, LayerState, Mixer, Positions, state_dtype
 from models.linear import Linear
 from models.native.decoder import MixerShape
+from models.parallel import Split, summed_gradient
 from models.rotary import rotate
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 SYSTEMS = {
     "retnet": {
@@ -130,6 +134,8 @@ class MultiScaleRetention(Mixer):
     def __init__(self, config: RetNetConfig) -> None:
         super().__init__()
         self.config = config
+        self.n_heads = config.n_heads  # of this rank
+        self.mesh: DeviceMesh | None = None  # of the ranks that share the heads out
         d_values = config.n_heads * config.d_v
         self.q_proj = Linear(config.d_model, config.d_model, bias=False)
         self.k_proj = Linear(config.d_model, config.d_model, bias=False)
@@ -179,14 +185,17 @@ class MultiScaleRetention(Mixer):
     def capture_limit(self, state: LayerState) -> int:
         return sys.maxsize
 
+    def split(self) -> Split:
+        columns = ("q_proj", "k_proj", "v_proj", *(["g_proj"] if self.config.gate else []))
+        return Split(("n_heads",), columns, rows=("out_proj",))
+
     def _qkv(self, x: Tensor, positions: Positions) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, T, D) -> q, k (B, H, T, K), v (B, H, T, V), contiguous; q and k rotated, k scaled by K^-1/2.
 
         Without a group norm v has a column of ones more, for the row sums.
         """
-        n_heads = self.config.n_heads
         q, k, v = (
-            projection(x).view(*x.shape[:2], n_heads, -1).transpose(1, 2)
+            projection(x).view(*x.shape[:2], self.n_heads, -1).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         cos, sin, style = positions.cos, positions.sin, self.config.rotary
@@ -202,6 +211,8 @@ class MultiScaleRetention(Mixer):
             return retention.scale_rows(out, row_scales)
         shape, eps = (self.config.d_v,), self.config.norm_eps
         weight = None if self.group_norm_weight is None else self.group_norm_weight.to(out.dtype)
+        if weight is not None and self.mesh is not None:
+            weight = summed_gradient(weight, self.mesh)  # all heads share it
         if self.config.group_norm == "rmsnorm":
             return F.rms_norm(out, shape, weight, eps)
         return F.layer_norm(out, shape, weight, None, eps)
@@ -216,7 +227,7 @@ class MultiScaleRetention(Mixer):
 
     def _empty(self, batch_size: int) -> Tensor:
         weight, config = self.q_proj.weight, self.config
-        shape = (batch_size, config.n_heads, config.d_k, config.d_v + (config.group_norm == "none"))
+        shape = (batch_size, self.n_heads, config.d_k, config.d_v + (config.group_norm == "none"))
         return torch.zeros(shape, dtype=state_dtype(weight.dtype), device=weight.device)
 
 
@@ -241,6 +252,13 @@ class RetNet(LanguageModel):
     @property
     def d_rotary(self) -> int:
         return cast(RetNetConfig, self.config).d_k
+
+    def keep_part_(self, mesh: "DeviceMesh") -> None:
+        super().keep_part_(mesh)
+        for block in self.blocks:
+            cast(MultiScaleRetention, block.mixer).mesh = mesh
+        whole, rank, degree = self._log_gamma, mesh.get_local_rank(), mesh.size()
+        self._log_gamma = Constant(lambda device: whole.on(device).chunk(degree)[rank])  # (H,) of this rank
 
     def native_mixer(self, frequencies: Tensor) -> MixerShape | None:
         config = cast(RetNetConfig, self.config)

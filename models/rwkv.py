@@ -3,6 +3,7 @@
 # B batch, T positions, D model dim
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Literal, Self, cast
 
@@ -13,6 +14,7 @@ from models import wkv
 from models.config import Config
 from models.language_model import LanguageModel, LayerState, Mixer, Positions, state_dtype
 from models.linear import Linear
+from models.parallel import Split
 
 SYSTEMS = {
     "rwkv": {"summary": "RWKV version 4, TimeMix with the FFN of all systems"},
@@ -58,6 +60,7 @@ class TimeMix(Mixer):
     def __init__(self, config: RWKVConfig) -> None:
         super().__init__()
         width = config.d_model
+        self.width = width  # the channels of this rank
         self.time_decay, self.time_first, self.time_mix_r, self.time_mix_k, self.time_mix_v = (
             nn.Parameter(torch.zeros(width)) for _ in range(5)
         )
@@ -87,9 +90,17 @@ class TimeMix(Mixer):
 
     def init_state(self, batch_size: int, max_seq_len: int) -> TimeMixState:
         weight = self.k_proj.weight
-        width, dtype = weight.shape[0], weight.dtype
-        previous = torch.zeros(batch_size, width, dtype=dtype, device=weight.device)
-        return TimeMixState(previous, wkv.empty_state(batch_size, width, state_dtype(dtype), weight.device))
+        previous = torch.zeros(batch_size, weight.shape[0], dtype=weight.dtype, device=weight.device)
+        memory = wkv.empty_state(batch_size, self.width, state_dtype(weight.dtype), weight.device)
+        return TimeMixState(previous, memory)
+
+    def split(self) -> Split:
+        parameters = ("time_decay", "time_first")
+        columns = ("r_proj", "k_proj", "v_proj")
+        return Split(("width",), columns, ("out_proj",), parameters, only_projections=False)
+
+    def capture_limit(self, state: LayerState) -> int:
+        return sys.maxsize
 
     @torch.no_grad()
     def initialise(self, layer: int, n_layers: int) -> None:

@@ -14,6 +14,7 @@ from models.config import Config, attention_heads, require_divisible
 from models.language_model import LanguageModel, LayerState, Mixer, Positions, segments
 from models.linear import Linear
 from models.native.decoder import MixerShape
+from models.parallel import Split
 from models.rotary import rotate
 
 SYSTEMS = {
@@ -134,6 +135,7 @@ class CausalAttention(Mixer):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
+        self.n_heads, self.n_kv_heads = config.n_heads, config.n_kv_heads  # of this rank
         d_kv = config.n_kv_heads * config.d_head
         self.q_proj = Linear(config.d_model, config.d_model, bias=False)
         self.k_proj = Linear(config.d_model, d_kv, bias=False)
@@ -156,7 +158,7 @@ class CausalAttention(Mixer):
             super().prefill_(x, norm, positions, state)
             return
         cache.reserve(end)
-        queries = x.new_empty(x.shape[0], self.config.n_heads, x.shape[1], self.config.d_head)  # (B, H, T, K)
+        queries = x.new_empty(x.shape[0], self.n_heads, x.shape[1], self.config.d_head)  # (B, H, T, K)
         for rows, piece in segments(positions):
             queries[:, :, rows], k, v = self._qkv(norm(x[:, rows]), piece)
             cache.append(k, v, piece.start)
@@ -166,6 +168,9 @@ class CausalAttention(Mixer):
 
     def compiled_part(self) -> str:
         return "_qkv"
+
+    def split(self) -> Split:
+        return Split(("n_heads", "n_kv_heads"), ("q_proj", "k_proj", "v_proj"), rows=("out_proj",))
 
     def _qkv(self, x: Tensor, positions: Positions) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, T, D) -> q (B, H, T, K), k and v (B, G, T, K); q and k rotated"""
@@ -188,7 +193,7 @@ class CausalAttention(Mixer):
     def init_state(self, batch_size: int, max_seq_len: int) -> KVCache:
         config, weight = self.config, self.q_proj.weight
         concatenated = config.kv_cache == "concatenated"
-        shape = (batch_size, config.n_kv_heads, 0 if concatenated else max_seq_len, config.d_head)
+        shape = (batch_size, self.n_kv_heads, 0 if concatenated else max_seq_len, config.d_head)
         cache = ConcatenatedCache if concatenated else KVCache
         return cache(*(torch.zeros(shape, dtype=weight.dtype, device=weight.device) for _ in range(2)))
 

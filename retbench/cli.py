@@ -1,5 +1,6 @@
 """The command line: one verb per experiment file, and ``list``. Imports no torch."""
 
+import os
 import sys
 from typing import Annotated
 
@@ -20,7 +21,8 @@ def main() -> None:
         status = make_app()(sys.argv[1:] or ["--help"], standalone_mode=False)
     except (UsageError, typer.TyperException) as error:
         text = _with_hint(error) if isinstance(error, typer.TyperException) else str(error)
-        print(f"retbench: {' '.join(text.split())}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun has started, one says it
+            print(f"retbench: {' '.join(text.split())}", file=sys.stderr)
         status = 2
     except (KeyboardInterrupt, typer.Abort):
         status = 130
@@ -30,7 +32,7 @@ def main() -> None:
 def make_app() -> typer.Typer:
     """The application, with a verb for every experiment."""
     # Imported late: they import models, which check_packages looks at first.
-    from retbench import compare, doctor, gate_command, generate, history
+    from retbench import compare, doctor, gate_command, generate, history, planner, train
 
     app = typer.Typer(
         help="Measures RetNet against Transformers and regenerates the paper's tables and figures.",
@@ -45,11 +47,13 @@ def make_app() -> typer.Typer:
     app.command("compare", help=compare.__doc__)(compare.command)
     app.command("env", help=doctor.__doc__)(doctor.command)
     app.command("gate", help=gate_command.__doc__)(gate_command.command)
+    app.command("plan", help=planner.__doc__)(planner.command)
+    app.command("train", help=train.__doc__)(train.command)
     peers = typer.Typer(help="Other projects' models, to be measured beside ours.", rich_markup_mode=None)
     peers.command("install")(_install_peers)
     app.add_typer(peers, name="peers")
     for name, module in experiments().items():
-        app.command(name, help=module.__doc__)(module.command)
+        app.command(name.replace("_", "-"), help=module.__doc__)(module.command)
     return app
 
 
@@ -127,7 +131,8 @@ def _sizes() -> dict[str, str]:
 
 
 def _experiments() -> dict[str, str]:
-    return {name: (module.__doc__ or "").splitlines()[0] for name, module in experiments().items()}
+    lines = {name: (module.__doc__ or "").splitlines()[0] for name, module in experiments().items()}
+    return {name.replace("_", "-"): line for name, line in lines.items()}
 
 
 def _devices() -> dict[str, str]:

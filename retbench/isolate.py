@@ -33,7 +33,12 @@ class Outcome:
 def run_worker(
     request: dict[str, Any], threads: int, timeout_s: float, python: str = sys.executable, root: Path | None = None
 ) -> Outcome:
-    """Runs ``retbench.worker`` with the recorded variables set and our own packages, or those of ``root``, found first.
+    """Runs ``retbench.worker`` under the recorded variables."""
+    return run_child([python, "-m", "retbench.worker"], request, timeout_s, variables_of(threads, python, root))
+
+
+def variables_of(threads: int, python: str = sys.executable, root: Path | None = None) -> dict[str, str]:
+    """The variables of a child: the recorded ones, and our own packages, or those of ``root``, first on its path.
 
     The Python of a peer finds them last, by itself: where ours lie beside others, those must not hide the peer's.
     """
@@ -41,7 +46,7 @@ def run_worker(
     path = os.pathsep.join(filter(None, [*ours, os.environ.get("PYTHONPATH", "")]))
     variables = {**os.environ, **child_variables(threads), "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
     variables["PYTHONUNBUFFERED"] = "1"  # what a dying child said must be in its log
-    return run_child([python, "-m", "retbench.worker"], request, timeout_s, variables)
+    return variables
 
 
 def run_child(

@@ -17,10 +17,8 @@ from retbench.errors import UsageError
 from retbench.peers import find_peers
 from retbench.quantities import parse_bytes, parse_counts
 from retbench.registry import choose
-from retbench.spec import Cell, Dtype, Quantize
+from retbench.spec import MAX_BATCH_SIZE, MAX_SEQ_LEN, Cell, Dtype, Quantize
 
-MAX_SEQ_LEN = 2**20
-MAX_BATCH_SIZE = 2**16
 AS_IS = "as-is"  # as --weights; a peer has its own weights only so
 WEIGHTS: dict[str, Quantize] = {AS_IS: "none", "int8": "int8"}
 NONE = "none"  # as --systems: the checkpoints and peers alone

@@ -20,6 +20,7 @@ START_UP_S = 5.0  # a child's imports and weights
 COMPARISON_S = 5.0  # of a peer with its twin, and the imports of both
 SKIPPING_S = 0.001
 STEPS = 20  # steps at full depth that a good decode measurement takes, all depths and warm-up together
+TRAINING_STEPS = 8  # optimizer steps that a good measurement takes
 MARGIN = 1.15  # a prefill is planned for when this many times its time is there
 
 
@@ -28,7 +29,16 @@ def predict(cells: Sequence[Cell]) -> tuple[list[Prediction], list[str]]:
 
     Raises UsageError for a model that cannot be, as ``describe``.
     """
-    outcome = _asked({"task": "predict", "cells": [_predictable(cell).to_dict() for cell in cells]})
+    return _predictions(cells, {"task": "predict"})
+
+
+def estimate(cells: Sequence[Cell], memory_bytes: int) -> tuple[list[Prediction], list[str]]:
+    """What every cell would need, and how far it could go in so many bytes; otherwise as ``predict``."""
+    return _predictions(cells, {"task": "estimate", "memory_bytes": memory_bytes})
+
+
+def _predictions(cells: Sequence[Cell], task: dict[str, Any]) -> tuple[list[Prediction], list[str]]:
+    outcome = _asked({**task, "cells": [_predictable(cell).to_dict() for cell in cells]})
     predictions = [message["predicted"] for message in outcome.messages]
     problems = [message["problem"] for message in outcome.messages if message["problem"]]
     if outcome.status != "ok":
@@ -114,6 +124,11 @@ def _cost(cell: Cell, prediction: Prediction, device: Device) -> tuple[float, fl
     if prediction["peak_memory_bytes"] > free:
         return SKIPPING_S, 0.0
     bytes_per_s, flops_per_s = device.bytes_per_s * cell.threads, device.flops_per_s * cell.threads
+    if cell.workload == "frontier":
+        return start_up_s, 0.0
+    if cell.workload == "train_step":
+        step_s = prediction["step_flops"] / flops_per_s + prediction["step_moved_bytes"] / bytes_per_s
+        return start_up_s + TRAINING_STEPS * step_s, 0.0
     step_s = (prediction["step_bytes"] + 2 * prediction["step_allocated_bytes"]) / bytes_per_s
     flops = 2 * prediction["parameters"] * cell.batch_size * cell.seq_len
     prefill_s = flops / flops_per_s + 2 * prediction["prefill_allocated_bytes"] / bytes_per_s

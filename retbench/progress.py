@@ -67,6 +67,8 @@ def summary(record: Record) -> str:
     if "step_ms" in metrics:
         step = f"{metrics['step_ms']:.0f} ms a step ({metrics['step_ms_low']:.0f} to {metrics['step_ms_high']:.0f})"
         return f"{step}, {metrics['tokens_per_s']:.0f} tokens/s, {format_bytes(metrics['peak_memory_bytes'])}"
+    if "longest_seq_len" in metrics:
+        return f"batch {metrics['largest_batch_size']}, length {metrics['longest_seq_len']} fit at the most"
     if "tpot_ms" not in metrics:
         return "done"
     tpot = f"{metrics['tpot_ms']:.1f} ms a token ({metrics['tpot_ms_low']:.1f} to {metrics['tpot_ms_high']:.1f})"

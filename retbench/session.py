@@ -12,6 +12,7 @@ from models.catalogue import peer_of
 from retbench import plan
 from retbench.devices import Device
 from retbench.errors import UsageError
+from retbench.isolate import run_worker
 from retbench.plan import Prediction
 from retbench.progress import Progress
 from retbench.quantities import format_bytes, format_duration
@@ -19,7 +20,7 @@ from retbench.record import Record
 from retbench.report.tables import Column, Entry, Format, Table, render, to_rich
 from retbench.spec import Cell
 from retbench.store import Store, results_path
-from retbench.sweep import Sweep
+from retbench.sweep import Execute, Sweep
 from retbench.timing import Deadline
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class Session:
     fresh: bool
     dry_run: bool
     output_format: str
+    execute: Execute = run_worker  # how a cell is run
     predicts: bool = True  # the bytes of every cell beforehand; without, every cell gets the same time
 
     def run(self, report: Report) -> None:
@@ -69,7 +71,7 @@ class Session:
         progress = Progress(len(self.cells), lambda some, width: to_rich(report.tables(some)[0], width), console)
         try:
             with progress:
-                records = sweep.run(known, predictions, deadline, progress)
+                records = sweep.run(known, predictions, deadline, progress, self.execute)
         except KeyboardInterrupt:
             done = len(progress.records)
             self._say(console, f"interrupted: {done} of {len(self.cells)} cells are stored in {store.path};")
@@ -133,6 +135,7 @@ def show(tables: Sequence[Table], records: Sequence[Record], output_format: str)
 
 def plan_table(cells: Sequence[Cell], predictions: Sequence[Prediction], problems: Sequence[str], free: int) -> Table:
     """Cells with their predicted bytes and whether they fit in the free memory."""
+    training = cells[0].workload == "train_step"
     columns = (
         Column("system", "System", justify="left"),
         Column("size", "Size", justify="left"),
@@ -142,9 +145,9 @@ def plan_table(cells: Sequence[Cell], predictions: Sequence[Prediction], problem
             Column(f"{name}_bytes", header, unit="bytes")
             for name, header in (
                 ("weights", "Weights"),
-                ("state", "State"),
-                ("peak_memory", "Peak,\ndecode"),
-                ("prefill_peak_memory", "Peak,\nprefill"),
+                *((("optimizer", "Optimizer"),) if training else (("state", "State"),)),
+                ("peak_memory", "Peak,\ntraining" if training else "Peak,\ndecode"),
+                *(() if training else (("prefill_peak_memory", "Peak,\nprefill"),)),
             )
         ),
         Column("fits", "Fits", justify="left"),
@@ -152,7 +155,7 @@ def plan_table(cells: Sequence[Cell], predictions: Sequence[Prediction], problem
     rows = []
     for cell, prediction in zip(cells, predictions, strict=True):
         described = [Entry(value, str(value)) for value in (cell.system, cell.size, cell.batch_size, cell.seq_len)]
-        predicted = [prediction.get(column.name) for column in columns[4:8]]
+        predicted = [prediction.get(column.name) for column in columns[4:-1]]
         sizes = [Entry(value, "unknown" if value is None else format_bytes(value)) for value in predicted]
         rows.append((*described, *sizes, _fit(prediction, free)))
     twins = {cell.system: peer.twin for cell in cells if (peer := peer_of(cell.system))}
@@ -169,6 +172,6 @@ def _fit(prediction: Prediction, free: int) -> Entry:
         return Entry(None, "unknown")
     if prediction["peak_memory_bytes"] > free:
         return Entry("no", "no", failed=True)
-    if prediction["prefill_peak_memory_bytes"] > free:
+    if prediction.get("prefill_peak_memory_bytes", 0) > free:
         return Entry("decode", "decode only")
     return Entry("yes", "yes")

@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self
 
+MAX_SEQ_LEN = 2**20
+MAX_BATCH_SIZE = 2**16
+
 Dtype = Literal["fp32", "bf16", "fp16"]
 Quantize = Literal["none", "int8"]
 Checkpointing = Literal["none", "block"]
@@ -20,6 +23,11 @@ class Training:
     tensor_parallel: int = 1  # processes that share each layer
     data_parallel: int = 1  # processes that read batches of their own
     fsdp: bool = False  # whether these share weights, gradients and optimizer state
+
+    @property
+    def ranks(self) -> int:
+        """The processes that make a step together."""
+        return self.tensor_parallel * self.data_parallel
 
     @property
     def words(self) -> str:

@@ -1,6 +1,6 @@
 """Runs the cells of an experiment one after the other and stores a record of each, whatever becomes of it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -129,7 +129,8 @@ class Sweep:
         if peer_of(cell.system):
             predicted = {}  # it is of the twin: enough to share out time, no prediction of the peer
         if predicted:
-            parts["metrics"]["predicted_peak_memory_bytes"] = predicted["peak_memory_bytes"]
+            parts["metrics"] |= {"predicted_peak_memory_bytes": predicted["peak_memory_bytes"]}
+            parts["metrics"] |= _residuals(parts["metrics"], predicted)
         return Record(
             experiment=self.experiment,
             cell=replace(cell, **parts["cell"]),
@@ -145,6 +146,16 @@ class Sweep:
             predicted=predicted,
             notes=parts["notes"],
         )
+
+
+def _residuals(metrics: Mapping[str, Any], predicted: Prediction) -> dict[str, int]:
+    """Measured less predicted bytes of every peak that was both."""
+    names = {"peak_memory_bytes": "residual_bytes", "prefill_peak_memory_bytes": "prefill_residual_bytes"}
+    return {
+        residual: metrics[peak] - predicted[peak]
+        for peak, residual in names.items()
+        if peak in metrics and peak in predicted
+    }
 
 
 def _merge(messages: Sequence[dict[str, Any]]) -> dict[str, dict[Any, Any]]:

@@ -62,10 +62,15 @@ def sample(run: Callable[[], object], device: Device) -> Sample:
     return Sample(time.perf_counter_ns() - wall, time.process_time_ns() - cpu)
 
 
-def warm_up(run: Callable[[], object], device: Device, deadline: Deadline) -> list[Sample]:
-    """Runs until the time has settled, at least four times unless the deadline passes; these samples are discarded."""
+def warm_up(
+    run: Callable[[], object], device: Device, deadline: Deadline, agreed: Callable[[bool], bool] = bool
+) -> list[Sample]:
+    """Runs until the time has settled, at least four times unless the deadline passes; these samples are discarded.
+
+    ``agreed`` makes one decision of those of several processes.
+    """
     samples = [sample(run, device)]
-    while len(samples) < MAX_WARM_UP and deadline.left_s > 0 and not _settled([s.wall_ns for s in samples]):
+    while agreed(len(samples) < MAX_WARM_UP and deadline.left_s > 0 and not _settled([s.wall_ns for s in samples])):
         samples.append(sample(run, device))
     return samples
 

@@ -33,7 +33,7 @@ class JsonTokenizer:
     """A tokenizer.json of the ``tokenizers`` library."""
 
     def __init__(self, path: Path) -> None:
-        tokenizers = _needed("tokenizers", path)
+        tokenizers = needed("tokenizers", path)
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception for a file that is none of its own
@@ -53,7 +53,7 @@ class SentencePieceTokenizer:
     """A tokenizer.model of SentencePiece; texts begin with BOS, as Llama's and RetNet's do."""
 
     def __init__(self, path: Path) -> None:
-        sentencepiece = _needed("sentencepiece", path)
+        sentencepiece = needed("sentencepiece", path)
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
         except (OSError, RuntimeError) as error:
@@ -69,10 +69,10 @@ class SentencePieceTokenizer:
 
 
 class ByteTokenizer:
-    """UTF-8 bytes as ids 0 to 255; ids above are no text."""
+    """UTF-8 bytes as ids 0 to 255; ids above are no text. NUL ends a text, since hardly any holds it."""
 
     vocab_size = 256
-    eos: int | None = None
+    eos: int | None = 0
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
@@ -81,8 +81,9 @@ class ByteTokenizer:
         return bytes(token for token in ids if token < 256).decode(errors="replace")
 
 
-def _needed(package: str, path: Path) -> ModuleType:
+def needed(package: str, what: object) -> ModuleType:
+    """An optional package; raises UsageError that says what needs it and how it is installed."""
     try:
         return import_module(package)
     except ImportError as error:
-        raise UsageError(f"{path} needs the package {package}: pip install 'retbench[text]'") from error
+        raise UsageError(f"{what} needs the package {package}: pip install 'retbench[text]'") from error

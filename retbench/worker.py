@@ -10,14 +10,15 @@ import resource
 import select
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from models.catalogue import peer_of
 from retbench.devices import find_device
-from retbench.spec import Cell
+from retbench.spec import Cell, Training
 from retbench.timing import Deadline
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ OUT_OF_MEMORY = (  # how torch, C++, the kernel, oneDNN, OpenBLAS, Python and cu
 
 
 def main(descriptor: int) -> None:
-    _die_with_parent(descriptor)
+    _die_with_reader(descriptor)
     os.set_inheritable(descriptor, False)  # a grandchild that lives on must not keep the pipe open
     request = json.loads(sys.stdin.readline())
 
@@ -50,7 +51,7 @@ def main(descriptor: int) -> None:
             send(message)
         send({"done": {"status": "ok", "reason": None}})
     except Exception as error:  # noqa: BLE001 - whatever it is becomes the cell's status
-        send({"done": _failure(error)})
+        send({"done": failure(error)})
 
 
 def _measure(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -61,12 +62,15 @@ def _measure(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     from retbench.measure import TORCH_DTYPES, Task, backend_of
     from retbench.measure.compile import compile_cell
     from retbench.measure.quantize import quantize
+    from retbench.measure.ranks import join_group, keep_part_, leave_group
 
     cell = Cell.from_dict(request["cell"])
     device = find_device(cell.device)
     workload = import_module(f"retbench.measure.{cell.workload}")  # before the limit, which is for the cell alone
     torch.set_num_threads(cell.threads)
     torch.set_default_dtype(TORCH_DTYPES[cell.dtype])
+    if "group" in request:
+        join_group(cell, request["group"])
     if cell.mem_limit_bytes is not None:
         device.limit_memory(cell.mem_limit_bytes)
     with torch.device(cell.device):
@@ -75,12 +79,18 @@ def _measure(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
         steal = _steal_ticks()
         given = {name: request[name] for name in ("predicted", "prefill_s", "skip_prefill")}
         task = Task(cell, device, deadline, **given)
+        if "group" in request:
+            parameters = sum(parameter.numel() for parameter in model.parameters())
+            keep_part_(cast("LanguageModel", model), task, cast(Training, cell.training))
         if cell.quantize != "none":
             yield quantize(cast("LanguageModel", model), task)  # peers are measured as they are
         yield {"cell": {"backend": backend_of(model), "form": model.decode_form}, "notes": model.notes}
         if cell.compile:
             yield compile_cell(cast("LanguageModel", model), task)
         yield from workload.measure(model, task)
+    if "group" in request:
+        leave_group()
+        yield {"metrics": {"parameters": parameters}}  # of the whole model
     after = resource.getrusage(resource.RUSAGE_SELF)
     yield {
         "notes": {
@@ -119,8 +129,24 @@ def _rounds(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def _predict(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The predicted bytes of every cell, in order; a cell that cannot be predicted does not stop the others."""
+    from retbench.measure.estimate import estimate
     from retbench.measure.predict import predict
 
+    def predicted(cell: Cell) -> dict[str, int]:
+        frontier = cell.workload == "frontier" and cell.mem_limit_bytes
+        return estimate(cell, cell.mem_limit_bytes or 0) if frontier else predict(cell)
+
+    return _each(request, predicted)
+
+
+def _estimate(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What every cell would need, in order, and how far it could go in so many bytes."""
+    from retbench.measure.estimate import estimate
+
+    return _each(request, partial(estimate, memory_bytes=request["memory_bytes"]))
+
+
+def _each(request: dict[str, Any], predict: Callable[[Cell], dict[str, int]]) -> Iterator[dict[str, Any]]:
     for fields in request["cells"]:
         cell = Cell.from_dict(fields)
         try:
@@ -173,10 +199,18 @@ def _brief(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     }
 
 
-_TASKS = {"measure": _measure, "brief": _brief, "rounds": _rounds, "predict": _predict, "describe": _describe}
+_TASKS = {
+    "measure": _measure,
+    "brief": _brief,
+    "rounds": _rounds,
+    "predict": _predict,
+    "estimate": _estimate,
+    "describe": _describe,
+}
 
 
-def _failure(error: Exception) -> dict[str, str]:
+def failure(error: Exception) -> dict[str, str]:
+    """The status and the reason that an error gives."""
     text = str(error).strip() or type(error).__name__
     if isinstance(error, MemoryError) or any(sign in text.lower() for sign in OUT_OF_MEMORY):
         return {"status": "oom", "reason": text.splitlines()[0]}
@@ -185,10 +219,16 @@ def _failure(error: Exception) -> dict[str, str]:
     return {"status": "error", "reason": f"{type(error).__name__}: {text.splitlines()[0]}"}
 
 
-def _die_with_parent(descriptor: int) -> None:
+def die_with_parent() -> None:
     """Asks Linux to kill this process when its parent dies: an orphan would load the machine unseen."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _die_with_reader(descriptor: int) -> None:
+    """``die_with_parent`` of a parent that reads the pipe; at once where nobody does any more."""
+    die_with_parent()
+    if sys.platform == "linux":
         pipe = select.poll()
         pipe.register(descriptor, 0)
         if pipe.poll(0):  # an error is always told: nobody reads the pipe, the parent had died before

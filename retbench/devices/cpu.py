@@ -73,8 +73,8 @@ class Cpu:
 
     def limit_memory(self, limit_bytes: int) -> None:
         """Bounds private writable memory at what the process holds now plus ``limit_bytes``; none is kept in store."""
-        _set_malloc(GIVE_BACK)
         self.peak_memory(lambda: None, lambda _: None)  # the profiler's own memory is not charged to the cell
+        _set_malloc(GIVE_BACK)
         held = int(re.findall(r"VmData:\s*(\d+) kB", _read("/proc/self/status"))[0]) * 1024
         resource.setrlimit(resource.RLIMIT_DATA, (held + limit_bytes, held + limit_bytes))
 

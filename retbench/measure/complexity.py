@@ -12,7 +12,7 @@ from functools import partial
 from statistics import median
 
 from models.language_model import LanguageModel
-from retbench.measure import Part, Parts, Task, forward_backward
+from retbench.measure import Part, Parts, Task, forward_backward, parallelism
 from retbench.quantities import format_bytes, format_duration
 from retbench.statistics import median_interval
 from retbench.timing import TRIVIAL_S, Deadline, sample
@@ -23,7 +23,6 @@ MEMORY_SHARE = 0.9  # of the free memory that a run may be expected to need
 FIRST_ROUND_SHARE = 0.6  # of the time; the rest repeats what was measured
 VISIT_S = 0.1  # of timed runs a visit, where one run is shorter
 MOST_RUNS = 16  # a visit
-PARALLEL_LENGTH = 1024  # positions of the training step that is compared with as many single ones
 
 Run = Callable[[], object]
 
@@ -52,11 +51,10 @@ class Series:
 
 def measure(model: LanguageModel, task: Task) -> Parts:
     """Yields the bytes and times of every length when it is done, then how parallel training is, then all times."""
-    batch_size = task.cell.batch_size
     series = [
         Series("decode", partial(_decode, model, task)),
         Series("prefill", partial(_prefill, model, task)),
-        Series("train", lambda length: _train(model, task, batch_size, length)),
+        Series("train", partial(_train, model, task)),
     ]
     first_round = task.deadline.fraction(FIRST_ROUND_SHARE)
     for length in lengths(task.cell.seq_len):
@@ -65,7 +63,7 @@ def measure(model: LanguageModel, task: Task) -> Parts:
                 _visit_first(one, model, task, length)
         if any(length in one.groups for one in series):
             yield {"contexts": [{**_bytes(series, model, task, length), **_times(series, length)}]}
-    yield {"metrics": _parallelism(model, task, first_round)}
+    yield {"metrics": parallelism.measure(model, task, first_round)}
     while _repeat(series, task):
         pass
     yield {
@@ -140,9 +138,9 @@ def _prefill(model: LanguageModel, task: Task, length: int) -> Run:
     return lambda: model.prefill(prompt)
 
 
-def _train(model: LanguageModel, task: Task, batch_size: int, length: int) -> Run:
+def _train(model: LanguageModel, task: Task, length: int) -> Run:
     """Forward and backward over ``length`` positions."""
-    tokens = task.tokens(model.config.vocab_size, batch_size, length + 1)
+    tokens = task.tokens(model.config.vocab_size, task.cell.batch_size, length + 1)
     return lambda: forward_backward(model, tokens)
 
 
@@ -151,7 +149,7 @@ def _bytes(series: list[Series], model: LanguageModel, task: Task, length: int) 
     state = model.init_state(task.cell.batch_size, length)
     state.fill_(length)
     peaks = {f"{one.kind}_peak_memory_bytes": one.peak_bytes[length] for one in series if length in one.peak_bytes}
-    return {"context": length, "state_bytes": state.nbytes, **peaks}
+    return {"context": length, "state_bytes": state.nbytes, "step_bytes": state.step_bytes(), **peaks}
 
 
 def _times(series: list[Series], length: int) -> Part:
@@ -163,27 +161,3 @@ def _times(series: list[Series], length: int) -> Part:
             part |= {f"{one.kind}_ms": interval.value, f"{one.kind}_ms_groups": one.groups[length]}
             part |= {f"{one.kind}_ms_low": interval.low, f"{one.kind}_ms_high": interval.high}
     return part
-
-
-def _parallelism(model: LanguageModel, task: Task, deadline: Deadline) -> dict[str, float]:
-    """How many times faster a training step reads positions together than one by one, and how much could be.
-
-    ``parallel_speedup``: time of T single positions / time of T positions of one text. ``possible_speedup``: the same
-    against T texts of one position, which have the same products and nothing to wait for.
-    """
-    length = min(PARALLEL_LENGTH, task.cell.seq_len)
-
-    def seconds(batch_size: int, positions: int) -> float:
-        run = _train(model, task, batch_size, positions)
-        run()
-        samples = [sample(run, task.device).wall_ns / 1e9]
-        while len(samples) < 3 or (len(samples) < MOST_RUNS and sum(samples) < VISIT_S and deadline.left_s > 0):
-            samples.append(sample(run, task.device).wall_ns / 1e9)
-        return median(samples)
-
-    one_by_one = length * seconds(1, 1)
-    return {
-        "parallel_length": length,
-        "parallel_speedup": one_by_one / seconds(1, length),
-        "possible_speedup": one_by_one / seconds(length, 1),
-    }

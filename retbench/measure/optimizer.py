@@ -1,6 +1,7 @@
 """AdamW that keeps float32 master weights for parameters of fewer bits."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +13,8 @@ class MasterAdamW:
     """Fused AdamW, in place and without scratch memory.
 
     A parameter of fewer than 32 bits is the rounded copy of a master weight that lives here; so does its gradient, in
-    float32, which micro-batches add to. Bytes a parameter: bf16 2 + gradient 4 + optimizer 12 (master, two moments);
-    fp32 4 + gradient 4 + optimizer 8.
+    float32, which micro-batches add to. Bytes a parameter: bf16 2, its gradient 2 and collected 4, optimizer 12 (a
+    master, two moments); fp32 4, its gradient 4, optimizer 8.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> None:
@@ -22,7 +23,9 @@ class MasterAdamW:
         self._masters = [(parameter, nn.Parameter(parameter.detach().float())) for parameter in small]
         plain = [parameter for parameter in self._parameters if parameter.itemsize >= torch.float32.itemsize]
         updated = [*plain, *(master for _, master in self._masters)]
-        self._adamw = torch.optim.AdamW(updated, lr=learning_rate, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True)
+        # A DTensor and a plain tensor cannot pass through one fused operator.
+        groups = [{"params": [*same]} for _, same in groupby(sorted(updated, key=_kind), key=_kind)]
+        self._adamw = torch.optim.AdamW(groups, lr=learning_rate, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True)
 
     def collect_gradients(self) -> None:
         """Adds gradients of fewer bits to those of the master weights and drops them; again, it does nothing."""
@@ -48,7 +51,46 @@ class MasterAdamW:
         self.collect_gradients()
         return [w.grad for group in self._adamw.param_groups for w in group["params"] if w.grad is not None]
 
+    @property
+    def learning_rate(self) -> float:
+        return float(self._adamw.param_groups[0]["lr"])
+
+    @learning_rate.setter
+    def learning_rate(self, rate: float) -> None:
+        for group in self._adamw.param_groups:
+            group["lr"] = rate
+
+    def clip(self, most: float) -> Tensor:
+        """Scales the gradients down to a norm of at most ``most`` -> their norm before, a scalar."""
+        gradients = self.gradients()
+        norms = [torch.linalg.vector_norm(gradient) for gradient in gradients]
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+        if norm > most:
+            torch._foreach_mul_(gradients, most / norm)
+        return norm
+
+    def state(self) -> dict[str, Tensor]:
+        """``tensors`` by name, for a checkpoint."""
+        masters = {f"master.{index}": master.detach() for index, (_, master) in enumerate(self._masters)}
+        state = self._adamw.state_dict()["state"]
+        return masters | {f"{name}.{index}": x for index, kept in state.items() for name, x in kept.items()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Goes on from what ``state`` returned."""
+        kept: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in state.items():
+            name, _, index = key.rpartition(".")
+            if name == "master":
+                self._masters[int(index)][1].data.copy_(tensor)
+            else:
+                kept.setdefault(int(index), {})[name] = tensor
+        self._adamw.load_state_dict({**self._adamw.state_dict(), "state": kept})
+
     def tensors(self) -> list[Tensor]:
         """What the optimizer keeps beside the model: master weights, moments and step counts; empty before a step."""
         state = [tensor for values in self._adamw.state.values() for tensor in values.values()]
         return [*(master for _, master in self._masters), *state]
+
+
+def _kind(parameter: Tensor) -> str:
+    return type(parameter).__name__

@@ -1,127 +1,171 @@
-"""Predicts a cell's bytes without running it: the same calls on fake tensors, every live storage counted."""
+"""Predicts a cell's bytes and operations without running it: the same calls on fake tensors, counted."""
 
-import weakref
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
-from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 from models import configure, from_config
 from models.checkpoint import read_config
 from models.config import Config
-from models.language_model import LanguageModel, State
+from models.language_model import LanguageModel
 from models.quantization import quantize_
 from retbench.measure import TORCH_DTYPES
-from retbench.spec import Cell
+from retbench.measure.ledger import Ledger
+from retbench.measure.split import split_step
+from retbench.measure.train_step import Trainer
+from retbench.spec import Cell, Training
 
-TRACED_LAYERS = 2
 UNCOUNTABLE = 2**62  # bytes of a tensor whose size torch cannot express: more than any memory
-
-
-class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of storages as operators create and drop them; those of ``outside`` do not count."""
-
-    def __init__(self, outside: Iterable[Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.live = self.peak = self.allocated = 0
-        self._known = {tensor.untyped_storage()._cdata for tensor in outside}
-
-    def hold(self, tensors: Iterable[Tensor]) -> None:
-        """Counts tensors that exist already and may be dropped: keep no list of them."""
-        for tensor in tensors:
-            self._count(tensor.untyped_storage())
-
-    def __torch_dispatch__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for leaf in tree_iter(out):
-            if isinstance(leaf, Tensor):
-                self._count(leaf.untyped_storage())
-        return out
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        if storage._cdata not in self._known:
-            self._known.add(storage._cdata)
-            self.live += storage.nbytes()
-            self.allocated += storage.nbytes()
-            self.peak = max(self.peak, self.live)
-            weakref.finalize(storage, self._free, storage.nbytes(), storage._cdata)
-
-    def _free(self, nbytes: int, address: int) -> None:
-        self.live -= nbytes
-        self._known.discard(address)
-
-
-def predict(cell: Cell) -> dict[str, int]:
-    """Bytes of weights, state, a decode step's traffic, and the peaks of decode and prefill, on any device.
-
-    Weights and states are counted on the meta device. Activations are traced on two layers: all layers are alike and
-    none keeps anything but its state. The tensors pretend to be on the CPU: faking a CUDA device aborts or silently
-    replaces fused attention.
-    """
-    torch.set_default_dtype(TORCH_DTYPES[cell.dtype])
-    torch.set_num_threads(cell.threads)  # each has memory of its own in a native step
-    config = (
-        configure(cell.system, cell.size, **cell.overrides) if cell.checkpoint is None else read_config(cell.checkpoint)
-    )
-    with torch.device("meta"):
-        model = _model(cell, config)
-        state = model.init_state(cell.batch_size, cell.seq_len)
-    state.position = cell.seq_len - 1
-    state_bytes = _filled_bytes(state, cell.seq_len)
-    weights_bytes = model.weights_bytes()
-    with FakeTensorMode(), torch.no_grad():
-        step, prefill = _activations(cell, replace(config, n_layers=min(TRACED_LAYERS, config.n_layers)))
-    layers = config.n_layers / min(TRACED_LAYERS, config.n_layers)
-    return {
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "weights_bytes": weights_bytes,
-        "state_bytes": state_bytes,
-        "step_bytes": model.step_weights_bytes() + state.step_bytes(),
-        "step_allocated_bytes": int(step.allocated * layers),
-        "peak_memory_bytes": weights_bytes + state_bytes + step.peak,
-        "prefill_peak_memory_bytes": weights_bytes + state_bytes + prefill.peak,
-        "prefill_allocated_bytes": min(int(prefill.allocated * layers), UNCOUNTABLE),
-    }
+Prediction = dict[str, int]
 
 
 @dataclass(frozen=True)
-class Activations:
-    """Bytes beside weights and state: at the peak, and all that is ever allocated."""
+class Counts:
+    """What a run does: its peak beside weights and state; bytes of state, those that it must move; all that it does."""
 
     peak: int
-    allocated: int
+    state: int = 0
+    must_move: int = 0  # of the state, in a step
+    allocated: int = 0
+    moved: int = 0
+    flops: int = 0
 
 
-def _activations(cell: Cell, config: Config) -> tuple[Activations, Activations]:
-    """Those of a decode step and of a prefill."""
-    model = _model(cell, config)
-    if cell.device != "cpu":
-        model.decode_backend = "torch"
-    tokens = torch.zeros(cell.batch_size, cell.seq_len, dtype=torch.int64)
-    state = model.init_state(cell.batch_size, cell.seq_len)
-    state.fill_(cell.seq_len - 1)
-    model.positions(0, 1)  # makes what a model makes once and keeps: a measured step finds it there
-    outside = [*model.parameters(), *model.buffers(), tokens]
-    held_bytes = state.nbytes
-    with LiveBytes(outside) as live:
-        live.hold(state.tensors())
-        model.step(tokens[:, 0], state)
-    step, state_bytes = Activations(live.peak - state.nbytes, live.allocated - held_bytes), state.nbytes
-    try:
-        with LiveBytes(outside) as live:
-            model.prefill(tokens)
-    except RuntimeError as error:
-        if "overflow" not in str(error):
-            raise
-        return step, Activations(UNCOUNTABLE, UNCOUNTABLE)
-    return step, Activations(live.peak - state_bytes, live.allocated - state_bytes)
+SCALED = ("state", "must_move", "allocated", "moved", "flops")  # fields that grow with the layers
+
+
+class Predictor:
+    """A cell's model at any length and batch.
+
+    Weights are counted on the meta device. Decode and prefill are traced on one layer and on two: all layers are alike
+    and none keeps anything but its state, so that the peak beside it is that of two and all else grows by the
+    difference. The tensors pretend to be on the CPU: faking a CUDA device aborts or silently replaces fused attention.
+    """
+
+    def __init__(self, cell: Cell, native: bool = True) -> None:
+        """``native``: whether a step on a CPU is native code where it can be."""
+        self.cell = cell
+        self._native = native and cell.device == "cpu"
+        torch.set_default_dtype(TORCH_DTYPES[cell.dtype])
+        torch.set_num_threads(cell.threads)  # each has memory of its own in a native step
+        self.config = (
+            read_config(cell.checkpoint)
+            if cell.checkpoint is not None
+            else configure(cell.system, cell.size, **cell.overrides)
+        )
+        with torch.device("meta"):
+            self._model = _model(cell, self.config)
+        self._fake = FakeTensorMode()
+        depths = range(1, min(2, self.config.n_layers) + 1)
+        with self._fake:
+            self._shallow = [_model(cell, replace(self.config, n_layers=depth)) for depth in depths]
+
+    def weights(self) -> Prediction:
+        parameters = sum(parameter.numel() for parameter in self._model.parameters())
+        return {"parameters": parameters, "weights_bytes": self._model.weights_bytes()}
+
+    def decode(self, seq_len: int, batch_size: int) -> Prediction:
+        """A step at the last of ``seq_len`` positions: bytes that it must move, all that it allocates, its peak."""
+        step = self._scaled([self._step(model, seq_len, batch_size) for model in self._shallow])
+        return {
+            "state_bytes": step.state,
+            "step_bytes": self._model.step_weights_bytes() + step.must_move,
+            "step_allocated_bytes": step.allocated,
+            "step_flops": step.flops,
+            "peak_memory_bytes": self._model.weights_bytes() + step.state + step.peak,
+        }
+
+    def prefill(self, seq_len: int, batch_size: int) -> Prediction:
+        """A prompt of ``seq_len`` positions; beyond what torch can express, UNCOUNTABLE bytes."""
+        try:
+            counts = self._scaled([self._prefill(model, seq_len, batch_size) for model in self._shallow])
+        except RuntimeError as error:
+            if "overflow" not in str(error):
+                raise
+            counts = Counts(*[UNCOUNTABLE] * 6)
+        return {
+            "state_bytes": counts.state,
+            "prefill_peak_memory_bytes": min(self._model.weights_bytes() + counts.state + counts.peak, UNCOUNTABLE),
+            "prefill_allocated_bytes": min(counts.allocated, UNCOUNTABLE),
+            "prefill_moved_bytes": min(counts.moved, UNCOUNTABLE),
+            "prefill_flops": min(counts.flops, UNCOUNTABLE),
+        }
+
+    def train(self, seq_len: int, batch_size: int, n_layers: int | None = None) -> Prediction:
+        """One optimizer step after another one, traced on all layers: what a layer keeps for its gradient adds up."""
+        training = self.cell.training or Training()
+        with self._fake:
+            model = _model(self.cell, replace(self.config, n_layers=n_layers or self.config.n_layers))
+            trainer = Trainer(model, training)
+            micro_batches = torch.zeros(training.grad_accumulation, batch_size, seq_len + 1, dtype=torch.int64)
+            trainer.step(micro_batches[:, :1, :2])  # makes what the first step makes and all keep
+            live = split_step(trainer, micro_batches)
+            optimizer_bytes = sum(tensor.nbytes for tensor in trainer.optimizer.tensors())
+        kinds = live.peak_kinds()
+        return {
+            "optimizer_bytes": optimizer_bytes,
+            **{f"{kind}_bytes": nbytes for kind, nbytes in kinds.items()},
+            "most_activations_bytes": live.most("activations", "logits"),
+            "peak_memory_bytes": model.weights_bytes() + optimizer_bytes + live.peak,
+            "step_moved_bytes": live.moved,
+            "step_flops": live.flops,
+        }
+
+    def peak(self, seq_len: int, batch_size: int) -> int:
+        """That of a prefill, if that is the cell's workload, or of decode, from one trace."""
+        deepest = self._shallow[-1]
+        counts = (self._prefill if self.cell.workload == "prefill" else self._step)(deepest, seq_len, batch_size)
+        state_bytes = counts.state * self.config.n_layers // deepest.config.n_layers
+        return self._model.weights_bytes() + state_bytes + counts.peak
+
+    def _scaled(self, shallow: list[Counts]) -> Counts:
+        """Those of all layers from those of one and of two."""
+        first, last = shallow[0], shallow[-1]
+        more = self.config.n_layers - 1
+        grown = {name: (getattr(first, name), getattr(last, name)) for name in SCALED}
+        return Counts(last.peak, **{name: one + more * (two - one) for name, (one, two) in grown.items()})
+
+    def _step(self, model: LanguageModel, seq_len: int, batch_size: int) -> Counts:
+        """One step; its operations are those of the plain step, which a native one makes unseen."""
+        with self._fake, torch.no_grad():
+            if not self._native:
+                model.decode_backend = "torch"
+            counts = self._step_counts(model, seq_len, batch_size)
+            if model.decode_backend == "native":
+                model.decode_backend = "torch"
+                counts = replace(counts, flops=self._step_counts(model, seq_len, batch_size).flops)
+                model.decode_backend = "native"
+        return counts
+
+    def _step_counts(self, model: LanguageModel, seq_len: int, batch_size: int) -> Counts:
+        token = torch.zeros(batch_size, dtype=torch.int64)
+        state = model.init_state(batch_size, seq_len)
+        state.fill_(seq_len - 1)
+        model.positions(0, 1)  # makes what a model makes once and keeps: a measured step finds it there
+        held, must_move = state.nbytes, state.step_bytes()
+        with Ledger([*model.parameters(), *model.buffers(), token]) as ledger:
+            ledger.hold(state.tensors())
+            model.step(token, state)
+        work = (ledger.allocated - held, ledger.moved, ledger.flops)
+        return Counts(ledger.peak - state.nbytes, state.nbytes, must_move, *work)
+
+    def _prefill(self, model: LanguageModel, seq_len: int, batch_size: int) -> Counts:
+        with self._fake, torch.no_grad():
+            tokens = torch.zeros(batch_size, seq_len, dtype=torch.int64)
+            model.positions(0, 1)
+            with Ledger([*model.parameters(), *model.buffers(), tokens]) as ledger:
+                _, state = model.prefill(tokens)
+            work = (ledger.allocated - state.nbytes, ledger.moved, ledger.flops)
+            return Counts(ledger.peak - state.nbytes, state.nbytes, 0, *work)
+
+
+def predict(cell: Cell) -> Prediction:
+    """Bytes and operations of a training step, or of decode and prefill where the cell's workload is another."""
+    predictor, point = Predictor(cell), (cell.seq_len, cell.batch_size)
+    if cell.workload == "train_step":
+        return predictor.weights() | predictor.train(*point)
+    return predictor.weights() | predictor.prefill(*point) | predictor.decode(*point)
 
 
 def _model(cell: Cell, config: Config) -> LanguageModel:
@@ -130,10 +174,3 @@ def _model(cell: Cell, config: Config) -> LanguageModel:
     if cell.quantize != "none":
         quantize_(model)
     return model
-
-
-def _filled_bytes(state: State, seq_len: int) -> int:
-    """Bytes of the state when it holds ``seq_len`` tokens: a concatenated cache starts out empty."""
-    for layer in state.layers:
-        layer.fill_(seq_len, torch.Generator())
-    return state.nbytes

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from retbench.measure.predict import LiveBytes
+from retbench.measure.ledger import Ledger
 
 if TYPE_CHECKING:
     from retbench.measure.train_step import Trainer
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Kind = Literal["gradients", "activations", "logits"]
 
 
-class KindsOfBytes(LiveBytes):  # type: ignore[no-untyped-call]
+class KindsOfBytes(Ledger):  # type: ignore[no-untyped-call]
     """Keeps a log of storages, each with the ``kind`` that was set when it was made, until it is told another."""
 
     def __init__(self, outside: Iterable[Tensor]) -> None:
@@ -38,6 +38,14 @@ class KindsOfBytes(LiveBytes):  # type: ignore[no-untyped-call]
             if now > most[0]:
                 most = now, live.copy()
         return {kind: most[1][kind] for kind in get_args(Kind)}
+
+    def most(self, *kinds: Kind) -> int:
+        """Bytes of these kinds when most of them were there together, whatever else was."""
+        now = most = 0
+        for place, nbytes in self._log:
+            now += nbytes if self._kinds[place] in kinds else 0
+            most = max(most, now)
+        return most
 
     def _count(self, storage: torch.UntypedStorage) -> None:
         if storage._cdata not in self._known:

@@ -7,8 +7,10 @@ from statistics import median
 from torch import Tensor
 
 from models.language_model import LanguageModel
+from models.parallel import local
 from retbench.measure import PRECISION, Part, Parts, Task
 from retbench.measure.optimizer import MasterAdamW
+from retbench.measure.ranks import agreed
 from retbench.measure.split import Kind, split_step
 from retbench.spec import Training
 from retbench.statistics import Interval, median_interval
@@ -57,9 +59,10 @@ def measure(model: LanguageModel, task: Task) -> Parts:
     losses: list[Tensor] = []
     first = sample(lambda: losses.append(trainer.step(_tokens(trainer, task))), task.device)  # makes moments
     yield _memory(trainer, task)
-    warm = warm_up(lambda: trainer.step(_tokens(trainer, task)), task.device, task.deadline.fraction(WARM_UP_SHARE))
+    warming = task.deadline.fraction(WARM_UP_SHARE)
+    warm = warm_up(lambda: trainer.step(_tokens(trainer, task)), task.device, warming, agreed)
     steps: list[tuple[Sample, Sample]] = []
-    while len(steps) < LEAST_STEPS or not _finished(steps, task):
+    while len(steps) < LEAST_STEPS or not agreed(_finished(steps, task)):
         steps.append(_timed_step(trainer, task, losses))
     yield {
         **_times(steps, task, training),
@@ -83,7 +86,7 @@ def _memory(trainer: Trainer, task: Task) -> Part:
     kinds: dict[Kind, int] = {}
 
     def step(tokens: Tensor) -> None:
-        if task.cell.compile:  # compiled code does not show its tensors
+        if task.cell.compile or trainer.training.ranks > 1:  # neither compiled code nor DTensors show what is inside
             trainer.step(tokens)
         else:
             kinds.update(split_step(trainer, tokens).peak_kinds())
@@ -91,7 +94,7 @@ def _memory(trainer: Trainer, task: Task) -> Part:
     peak = task.device.peak_memory(lambda: _tokens(trainer, task), step)
     always = {
         "weights_bytes": trainer.model.weights_bytes(),
-        "optimizer_bytes": sum(tensor.nbytes for tensor in trainer.optimizer.tensors()),
+        "optimizer_bytes": sum(local(tensor).nbytes for tensor in trainer.optimizer.tensors()),
     }
     return {
         "metrics": {
@@ -123,7 +126,7 @@ def _step_ms(steps: list[tuple[Sample, Sample]]) -> Interval:
 
 def _times(steps: list[tuple[Sample, Sample]], task: Task, training: Training) -> Part:
     cell, step = task.cell, _step_ms(steps)
-    tokens = training.grad_accumulation * cell.batch_size * cell.seq_len
+    tokens = training.data_parallel * training.grad_accumulation * cell.batch_size * cell.seq_len
     wall_ns = [backward.wall_ns + update.wall_ns for backward, update in steps]
     optimizer_ns = [update.wall_ns for _, update in steps]
     return {

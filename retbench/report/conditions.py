@@ -34,7 +34,7 @@ def hardware_words(records: Sequence[Record]) -> str:
 
 def disturbance_words(records: Sequence[Record]) -> tuple[str, ...]:
     """A warning where others used the processors: processes by the load average, other machines by stolen time."""
-    loads = [record.notes.get("load_average", 0.0) - record.cell.threads for record in records]
+    loads = [record.notes.get("load_average", 0.0) - record.cell.threads * _ranks(record) for record in records]
     shares = [record.notes.get("stolen_share", 0.0) for record in records]
     pairs = zip(loads, shares, strict=True)
     busy = sum(load > TOLERATED_LOAD or share > TOLERATED_SHARE for load, share in pairs)
@@ -72,3 +72,8 @@ def _values(words: str, records: Sequence[Record], pick: Callable[[Record], Any]
 
 def _distinct(values: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(values))
+
+
+def _ranks(record: Record) -> int:
+    """The processes that measured the cell together."""
+    return record.cell.training.ranks if record.cell.training else 1

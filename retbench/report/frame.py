@@ -23,7 +23,8 @@ METRICS = (
     + ["tokens_per_s", "tokens_per_s_mean"]
     + [f"tpot_slope_ms_per_1k_tokens{end}" for end in ("", "_low", "_high")]
     + ["peak_memory_bytes", "weights_bytes", "state_bytes", "activations_bytes", "step_bytes"]
-    + ["predicted_peak_memory_bytes", "prefill_peak_memory_bytes", "vm_hwm_bytes"]
+    + ["predicted_peak_memory_bytes", "residual_bytes", "prefill_peak_memory_bytes", "prefill_residual_bytes"]
+    + ["vm_hwm_bytes"]
     + ["cuda_allocated_bytes", "cuda_reserved_bytes", "nvml_used_bytes", "parameters", "energy_mj_per_token"]
     + ["logit_error"]
 )

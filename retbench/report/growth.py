@@ -51,7 +51,7 @@ def byte_growth(points: Mapping[int, int]) -> Interval | None:
     """The exponent of the fastest-growing term of exact bytes at lengths that double, between its last two estimates.
 
     Differences between neighbours remove the constant term and differences of these the linear one, so the weights and
-    the linear part of a quadratic total do not blur the result. None with fewer than four lengths.
+    the linear part of a quadratic total do not blur the result. None with fewer than four lengths, or too short ones.
     """
     lengths = sorted(points)[-TAIL - 1 :]
     if len(lengths) < TAIL:
@@ -63,7 +63,8 @@ def byte_growth(points: Mapping[int, int]) -> Interval | None:
     quadratic = _exponents(beyond_linear)
     if quadratic and quadratic[-1] > BEYOND_LINEAR and beyond_linear[-1] > NEGLIGIBLE * steps[-1]:
         return _last_two(quadratic)
-    return _last_two(_exponents(steps))
+    found = _last_two(_exponents(steps))
+    return found if found and found.low >= 0 else None  # steps that shrink: what grows fastest is not to be seen yet
 
 
 def _exponents(terms: Sequence[int]) -> list[float]:

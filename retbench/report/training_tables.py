@@ -23,6 +23,9 @@ CONDITIONS = {  # columns, those that differ between cells head the sections of 
     "checkpointing": "checkpointing",
     "grad_accumulation": "micro-batches",
     "loss": "loss",
+    "tensor_parallel": "tensor parallel",
+    "data_parallel": "data parallel",
+    "fsdp": "fsdp",
     "compile": "compiled",
     "chunk_size": "chunk",
 }
@@ -73,6 +76,7 @@ def _steps_table(records: Sequence[Record], conditions: tuple[str, ...]) -> Tabl
         "speed: tokens/s of this system / of transformer (base), of transformer-flash (flash); peak vs: their peak "
         "memory / this system's; above 1 this system is better",
         *(("bf16: the model computes in bf16, AdamW updates float32 master weights",) * _any_bf16(records)),
+        *_rank_words(records),
         *_failures(records),
         *_notes(records),
         *conditions,
@@ -97,6 +101,7 @@ def _memory_table(records: Sequence[Record], conditions: tuple[str, ...]) -> Tab
         f"{unit} at the moment of the peak; optimizer: moments, and master weights where there are any; logits: all "
         "between the input of the head and its gradient, the loss included; rest: what operators use inside",
         "gradients of 0: the peak is in the loss, before there are any",
+        *_rank_words(known),
         *(("compiled: activations, logits and gradients are in the rest",) * any(one.cell.compile for one in known)),
         *conditions,
     )
@@ -215,6 +220,18 @@ def _ratio(above: Record | None, below: Record | None, name: str) -> Entry:
 
 def _any_bf16(records: Sequence[Record]) -> bool:
     return any(record.cell.dtype == "bf16" for record in records)
+
+
+def _rank_words(records: Sequence[Record]) -> tuple[str, ...]:
+    trainings = [record.cell.training for record in records if record.cell.training]
+    shared = next((training for training in trainings if training.ranks > 1), None)
+    if shared is None:
+        return ()
+    degrees = f"tensor parallel {shared.tensor_parallel}, data parallel {shared.data_parallel}{', fsdp' * shared.fsdp}"
+    return (
+        f"{shared.ranks} processes ({degrees}): tokens/s of all together; memory of the process that needs most, its "
+        "activations, gradients and logits in the rest",
+    )
 
 
 def _failures(records: Sequence[Record]) -> tuple[str, ...]:

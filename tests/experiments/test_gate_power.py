@@ -75,7 +75,7 @@ def test_the_loading_process_ends_with_its_block(monkeypatch: pytest.MonkeyPatch
 
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     small = ["--no-load", "--budget", "10s", "--pairs", "10", "--gates", "100", "--out", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", ["retbench", "gate_power", *small, *words])
+    monkeypatch.setattr(sys, "argv", ["retbench", "gate-power", *small, *words])
     with pytest.raises(SystemExit) as ended:
         cli.main()
     return int(ended.value.code or 0)
@@ -100,7 +100,7 @@ def test_the_table_tells_false_alarms_and_power(
     status = run(tmp_path, monkeypatch, "--format", "json")
 
     rows = json.loads(capsys.readouterr().out)["gate_power"]["rows"]
-    (path,) = tmp_path.glob("results/*/gate_power.jsonl")
+    (path,) = tmp_path.glob("results/*/gate-power.jsonl")
     assert status == 0
     assert [(row["rounds"], row["same"]) for row in rows] == [(13, 0), (13, 0)]
     assert all(row["slower by 25 %"] == 1 and row["slower by 10 %"] > 0.9 for row in rows)

@@ -163,6 +163,7 @@ def test_memory_is_weights_state_and_activations_to_the_byte_and_was_predicted_t
     parts = metrics["weights_bytes"] + metrics["state_bytes"] + metrics["activations_bytes"]
     assert metrics["peak_memory_bytes"] == parts == metrics["predicted_peak_memory_bytes"]
     assert metrics["prefill_peak_memory_bytes"] == predicted["prefill_peak_memory_bytes"]
+    assert metrics["residual_bytes"] == metrics["prefill_residual_bytes"] == 0
     assert all(metrics[f"{name}_bytes"] == predicted[f"{name}_bytes"] for name in ("weights", "state", "step"))
     assert predicted["peak_memory_bytes"] == metrics["peak_memory_bytes"]
     assert metrics["vm_hwm_bytes"] > metrics["peak_memory_bytes"]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from models import build
-from models.language_model import LanguageModel, State
+from models.language_model import LanguageModel, LayerState, State
 from models.retnet import Form, RetentionState, RetNet
 
 VOCAB_SIZE = 61
@@ -71,6 +71,19 @@ def read(model: LanguageModel, tokens: Tensor, pieces: Sequence[int], state: Sta
         last, state = model.step(token, state)
         logits.append(last)
     return torch.stack(logits, dim=1)
+
+
+def mix(model: LanguageModel, x: Tensor, pieces: Sequence[int], max_seq_len: int = 1) -> tuple[Tensor, LayerState]:
+    """x (B, T, D) through the mixer of the first layer: the pieces by ``forward``, the rest by ``step``; its state."""
+    mixer = model.blocks[0].mixer
+    state, outputs, start = mixer.init_state(len(x), max_seq_len), list[Tensor](), 0
+    with torch.no_grad():
+        for length in pieces:
+            outputs.append(mixer(x[:, start : start + length], model.positions(start, length), state))
+            start += length
+        for n in range(start, x.shape[1]):
+            outputs.append(mixer.step(x[:, n], model.positions(n, 1), state)[:, None])
+    return torch.cat(outputs, dim=1), state
 
 
 def ends(pieces: Sequence[int], length: int) -> list[int]:

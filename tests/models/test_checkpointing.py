@@ -5,7 +5,7 @@ import torch
 
 from models import build
 from models.catalogue import paper_systems
-from retbench.measure.predict import LiveBytes
+from retbench.measure.split import KindsOfBytes
 from tests.models.helpers import VOCAB_SIZE, gradient_error, gradients, random_model, random_tokens
 
 
@@ -25,7 +25,7 @@ def test_checkpointed_blocks_keep_less_than_half_of_the_activations(system: str)
     peaks = []
     for checkpointing in (False, True):
         model.checkpointing = checkpointing
-        with LiveBytes([*model.parameters(), tokens]) as live:
+        with KindsOfBytes([*model.parameters(), tokens]) as live:
             hidden = model(tokens)
             kept = live.live - hidden.nbytes
             hidden.sum().backward()

@@ -1,14 +1,15 @@
 """Compiled segments of a prefill: the same logits and state as the plain code, and the plain code where that fails."""
 
+from pathlib import Path
 from unittest.mock import patch
 
 import pytest
 import torch
 
 from models import build, compiled, language_model
-from models.compiled import compile_prefill
+from models.compiled import compile_blocks, compile_prefill
 from models.language_model import LanguageModel
-from tests.models.helpers import VOCAB_SIZE, error, random_model, random_tokens, read
+from tests.models.helpers import VOCAB_SIZE, error, gradient_error, gradients, random_model, random_tokens, read
 
 SEGMENT = 16
 
@@ -25,8 +26,9 @@ def state_of(model: LanguageModel, tokens: torch.Tensor) -> list[torch.Tensor]:
 
 
 @pytest.fixture
-def working_compiler() -> None:
-    """Skips the test on a machine where torch.compile fails whatever it is given."""
+def working_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skips the test on a machine where torch.compile fails whatever it is given; nothing is cached between tests."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # a killed compilation leaves half a library there
     try:
         torch.compile(lambda x: x * 2 + 1)(torch.ones(8))
     except Exception as error:  # noqa: BLE001 - a compiler fails in ways of its own
@@ -92,3 +94,32 @@ def test_where_nothing_can_be_compiled_the_plain_code_stays_and_says_why(system:
         "InvalidCxxCompiler: no working C++ compiler"
     )
     assert torch.equal(again, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+@pytest.mark.usefixtures("working_compiler")
+@pytest.mark.parametrize(("system", "checkpointing"), [("retnet", True), ("transformer-flash", False)])
+def test_compiled_blocks_give_the_gradients_of_the_plain_ones(system: str, checkpointing: bool) -> None:
+    tokens, model = random_tokens(2, 20), random_model(system)
+    expected = gradients(model, tokens)
+    model.checkpointing = checkpointing
+
+    reason = compile_blocks(model, 2, 20)
+
+    assert reason is None
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert gradient_error(gradients(model, tokens), expected) < 1e-9
+
+
+def test_where_blocks_cannot_be_compiled_they_train_plain_and_say_why() -> None:
+    tokens, model = random_tokens(2, 20), random_model("retnet")
+    expected = gradients(model, tokens)
+    model.zero_grad()
+
+    with patch.object(compiled.torch, "compile", broken):
+        reason = compile_blocks(model, 2, 20)
+
+    assert reason is not None
+    assert reason.startswith("torch.compile does not work here: RuntimeError: backend='inductor' raised: Invalid")
+    assert gradient_error(gradients(model, tokens), expected) == 0

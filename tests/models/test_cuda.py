@@ -22,7 +22,9 @@ def on_cuda(system: str, dtype: torch.dtype, **options: object) -> LanguageModel
 
 
 @ROUNDED
-@pytest.mark.parametrize("system", ["retnet", "transformer", "transformer-flash"])
+@pytest.mark.parametrize(
+    "system", ["retnet", "transformer", "transformer-flash", "h3", "linear-transformer", "lstm", "rwkv"]
+)
 def test_a_captured_step_equals_the_plain_step(system: str, dtype: torch.dtype) -> None:
     model, tokens = on_cuda(system, dtype), random_tokens(2, 200, vocab_size=64).cuda()
     expected = read(model, tokens, [150])[:, 1:]

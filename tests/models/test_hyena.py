@@ -6,27 +6,21 @@ from typing import Any, cast
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
 from models import build, hyena
 from models.hyena import HyenaConfig, HyenaMixer, HyenaState
 from models.language_model import LanguageModel, State
 from tests.models.helpers import (
-    TOLERANCE,
-    Reading,
     ends,
     error,
     gradient_error,
     gradients,
+    mix,
     oracle,
     random_model,
     random_tokens,
     read,
-    readings,
-    repeatable,
-    shared_model,
 )
 
 Weights = dict[str, Tensor]
@@ -102,34 +96,11 @@ def test_the_table_equals_that_of_the_reference_which_is_float32(name: str) -> N
 def test_decode_equals_the_training_form_of_the_reference(
     name: str, pieces: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, mixer, theirs = safari(name, monkeypatch)
-    x, start = theirs["x"], 0
-    state, outputs = mixer.init_state(len(x), 64), []
-    with torch.no_grad():
-        for length in pieces:
-            outputs.append(mixer(x[:, start : start + length], model.positions(start, length), state))
-            start += length
-        for n in range(start, x.shape[1]):
-            outputs.append(mixer.step(x[:, n], model.positions(n, 1), state)[:, None])
+    model, _, theirs = safari(name, monkeypatch)
 
-    assert error(torch.cat(outputs, dim=1), theirs["y"]) < 1e-9
+    y, _ = mix(model, theirs["x"], pieces, max_seq_len=64)
 
-
-@pytest.mark.parametrize("dtype", TOLERANCE)
-@given(reading=readings, room=st.integers(1, 80))
-@repeatable
-def test_prefill_in_pieces_then_steps_equals_the_training_form(dtype: torch.dtype, reading: Reading, room: int) -> None:
-    batch_size, pieces, steps = reading
-    tokens = random_tokens(batch_size, sum(pieces) + steps)
-    model = shared_model("hyena", dtype)
-    with torch.no_grad():
-        expected = model(tokens)[:, ends(pieces, tokens.shape[1])]
-
-    grown = read(model, tokens, pieces)
-    preallocated = read(model, tokens, pieces, model.init_state(batch_size, room))
-
-    assert error(grown, expected) < TOLERANCE[dtype]
-    assert error(preallocated, expected) < TOLERANCE[dtype]
+    assert error(y, theirs["y"]) < 1e-9
 
 
 @pytest.mark.parametrize("case", ["all equal", "one token", "large"])
@@ -146,17 +117,6 @@ def test_adversarial_inputs_stay_finite_and_right(case: str) -> None:
     assert in_float64.isfinite().all()
     assert error(steps, in_float64[:, ends(pieces, tokens.shape[1])]) < 1e-9
     assert all(gradient.isfinite().all() for gradient in in_float32.values())
-
-
-def test_the_bf16_error_does_not_grow_with_position() -> None:
-    rounded = build("hyena", "tiny", vocab_size=64).to(torch.bfloat16)
-    reference = build("hyena", "tiny", vocab_size=64)
-    reference.load_state_dict(rounded.state_dict())
-    tokens = random_tokens(2, 4096, vocab_size=64)
-    with torch.no_grad():
-        distance = (rounded(tokens).float() - reference(tokens)).abs().mean(dim=(0, 2))  # (T,)
-
-    assert distance[-256:].mean() <= 1.3 * distance[256:512].mean()
 
 
 # ---- the cache

@@ -4,18 +4,24 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from models import build, systems
 from models.catalogue import paper_systems
+from models.language_model import LanguageModel
 from tests.models.helpers import (
     TOLERANCE,
     VOCAB_SIZE,
+    Reading,
     ends,
     error,
     gradients,
     random_model,
     random_tokens,
     read,
+    readings,
+    repeatable,
     shared_model,
 )
 
@@ -60,6 +66,77 @@ def test_every_system_keeps_the_contract(system: str, dtype: torch.dtype) -> Non
     assert error(stepped, logits[:, 11].detach()) < TOLERANCE[dtype]
     assert logits.requires_grad
     assert not last.requires_grad
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("system", systems())
+@given(reading=readings, room=st.integers(1, 80), chunk_size=st.integers(1, 32))
+@repeatable
+def test_prefill_in_pieces_then_steps_equals_the_training_form(
+    system: str, dtype: torch.dtype, reading: Reading, room: int, chunk_size: int
+) -> None:
+    batch_size, pieces, steps = reading
+    tokens = random_tokens(batch_size, sum(pieces) + steps)
+    reference = shared_model(system, dtype)
+    with torch.no_grad():
+        whole = reference(tokens)
+    expected = whole[:, ends(pieces, tokens.shape[1])]
+    model = in_chunks(system, dtype, chunk_size)
+
+    assert error(model(tokens).detach(), whole) < TOLERANCE[dtype]
+    assert error(read(model, tokens, pieces), expected) < TOLERANCE[dtype]
+    assert error(read(model, tokens, pieces, model.init_state(batch_size, room)), expected) < TOLERANCE[dtype]
+
+
+def in_chunks(system: str, dtype: torch.dtype, chunk_size: int) -> LanguageModel:
+    """The shared model with chunks of that size where its config has one."""
+    shared = shared_model(system, dtype)
+    if not hasattr(shared.config, "chunk_size"):
+        return shared
+    model = build(system, "tiny", vocab_size=VOCAB_SIZE, chunk_size=chunk_size).to(dtype)
+    model.load_state_dict(shared.state_dict())
+    return model
+
+
+@pytest.mark.parametrize("length", [2, 128, 129, 256, 257, 513])  # chunks and blocks are of 128, 256 and 512
+@pytest.mark.parametrize("system", systems())
+def test_equal_tokens_are_read_right_around_the_borders_of_chunks(system: str, length: int) -> None:
+    model, tokens = shared_model(system, torch.float64), torch.full((1, length), 7)
+
+    whole = model(tokens).detach()
+    split = read(model, tokens, [length - 1])
+
+    assert whole.isfinite().all()
+    assert error(split, whole[:, -2:]) < 1e-9
+
+
+@pytest.mark.parametrize("system", systems())
+def test_one_token_is_a_text(system: str) -> None:
+    model, token = shared_model(system, torch.float64), random_tokens(2, 1)
+
+    logits = model(token).detach()[:, 0]
+    stepped, _ = model.step(token[:, 0], model.init_state(2, 1))
+
+    assert error(model.prefill(token)[0], logits) < 1e-9
+    assert error(stepped, logits) < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("system", "decoding"),
+    [("h3", False), ("hyena", False), ("linear-transformer", False), ("linear-transformer", True), ("lstm", False),
+     ("lstm", True)],
+)  # fmt: skip
+def test_the_bf16_error_does_not_grow_with_position(system: str, decoding: bool) -> None:
+    rounded = build(system, "tiny", vocab_size=64).to(torch.bfloat16)
+    reference = build(system, "tiny", vocab_size=64)
+    reference.load_state_dict(rounded.state_dict())
+    tokens = random_tokens(1, 1024 if decoding else 4096, vocab_size=64)
+    with torch.no_grad():
+        expected = reference(tokens)
+        actual = read(rounded, tokens, [], rounded.init_state(1, 1)) if decoding else rounded(tokens)
+    distance = (actual.float() - expected).abs().mean(dim=(0, 2))  # (T,)
+
+    assert distance[-256:].mean() <= 1.3 * distance[256:512].mean()
 
 
 @pytest.mark.parametrize("option", OPTIONS)

@@ -13,15 +13,11 @@ from torch import Tensor
 from models import build
 from models.lstm import LSTMMixer, LSTMState
 from tests.models.helpers import (
-    TOLERANCE,
     VOCAB_SIZE,
-    Reading,
-    ends,
     error,
     random_model,
     random_tokens,
     read,
-    readings,
     repeatable,
     shared_model,
 )
@@ -77,19 +73,6 @@ def test_gradients_are_those_of_the_equations() -> None:
         assert error(found, wanted) < 1e-10
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
-@given(reading=readings)
-@repeatable
-def test_prefill_in_pieces_then_steps_equals_the_training_form(dtype: torch.dtype, reading: Reading) -> None:
-    batch_size, pieces, steps = reading
-    tokens = random_tokens(batch_size, sum(pieces) + steps)
-    model = shared_model("lstm", dtype)
-    with torch.no_grad():
-        expected = model(tokens)
-
-    assert error(read(model, tokens, pieces), expected[:, ends(pieces, tokens.shape[1])]) < TOLERANCE[dtype]
-
-
 def test_forget_gates_start_open_and_the_other_biases_at_zero() -> None:
     mixer = cast(LSTMMixer, build("lstm", "tiny", vocab_size=8).blocks[0].mixer)
     _, _, input_bias, recurrent_bias = mixer.lstm.all_weights[0]
@@ -111,21 +94,6 @@ def test_equal_and_large_activations_stay_finite_and_bounded(dtype: torch.dtype,
 
     assert (y.abs() <= 1).all()
     assert all(gradient.isfinite().all() for gradient in gradients)
-
-
-@pytest.mark.parametrize("decoding", [False, True])
-def test_the_bf16_error_does_not_grow_with_position(decoding: bool) -> None:
-    rounded = build("lstm", "tiny", vocab_size=64).to(torch.bfloat16)
-    reference = build("lstm", "tiny", vocab_size=64)
-    reference.load_state_dict(rounded.state_dict())
-    tokens = random_tokens(1, 2048, vocab_size=64)
-
-    with torch.no_grad():
-        expected = reference(tokens)
-        actual = read(rounded, tokens, [], rounded.init_state(1, 1)) if decoding else rounded(tokens)
-    distance = (actual.float() - expected).abs().mean(dim=(0, 2))  # (T,)
-
-    assert distance[-256:].mean() <= 1.3 * distance[:256].mean()
 
 
 def test_the_state_is_in_place_and_does_not_grow() -> None:

@@ -6,21 +6,15 @@ from typing import cast
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from models.language_model import LanguageModel, State
 from models.transformer import ConcatenatedCache, KVCache
 from tests.models.helpers import (
-    TOLERANCE,
-    Reading,
     ends,
     error,
     random_model,
     random_tokens,
     read,
-    readings,
-    repeatable,
     shared_model,
 )
 
@@ -38,26 +32,6 @@ def addresses(state: State) -> list[int]:
 def grouped_model(system: str = "transformer") -> LanguageModel:
     """2 layers, 4 query heads, 2 key-value heads of dim 32, float64."""
     return random_model(system, n_heads=4, n_kv_heads=2)
-
-
-@pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("system", SYSTEMS)
-@given(reading=readings, room=st.integers(1, 80))
-@repeatable
-def test_prefill_in_pieces_then_steps_equals_the_training_form(
-    system: str, dtype: torch.dtype, reading: Reading, room: int
-) -> None:
-    batch_size, pieces, steps = reading
-    tokens = random_tokens(batch_size, sum(pieces) + steps)
-    model = shared_model(system, dtype)
-    with torch.no_grad():
-        expected = model(tokens)[:, ends(pieces, tokens.shape[1])]
-
-    grown = read(model, tokens, pieces)
-    preallocated = read(model, tokens, pieces, model.init_state(batch_size, room))
-
-    assert error(grown, expected) < TOLERANCE[dtype]
-    assert error(preallocated, expected) < TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("n_kv_heads", [1, 2, 4])

@@ -81,6 +81,12 @@ def test_constant_bytes_have_the_exponent_zero_and_n_log_n_lies_between() -> Non
     assert 1.05 < mixed.value < 1.2
 
 
+def test_bytes_whose_fastest_term_is_not_to_be_seen_yet_have_no_exponent() -> None:
+    saturating = {length: 10**6 * min(length, 2048) + length for length in LENGTHS[:5]}
+
+    assert byte_growth(saturating) is None
+
+
 def test_too_few_lengths_have_no_exponent() -> None:
     two = {256: 1, 512: 2}
 

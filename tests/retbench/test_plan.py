@@ -68,6 +68,16 @@ def test_a_peer_gets_time_to_be_compared_with_its_twin() -> None:
     assert to_peer.budget_s == pytest.approx(to_twin.budget_s * (1 + COMPARISON_S / START_UP_S))
 
 
+def test_a_training_cell_gets_time_for_its_operations_and_no_prefill() -> None:
+    cell = replace(CELL, workload="train_step")
+    work = {"peak_memory_bytes": 5000, "step_flops": 10**15, "step_moved_bytes": 10**9}
+
+    shares = [share([one, CELL], {one: work, CELL: costing()}, DEVICE, left_s=60.0) for one in (cell, CELL)]
+
+    assert shares[0].prefill_s == 0
+    assert shares[0].budget_s > 50 > shares[1].budget_s
+
+
 def test_the_last_cell_gets_all_that_is_left() -> None:
     assert share([CELL], {CELL: costing()}, DEVICE, left_s=17.0).budget_s == pytest.approx(17)
 

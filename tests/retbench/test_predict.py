@@ -7,14 +7,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from models import build
+from models import SIZES, build
+from models.catalogue import paper_systems
 from models.quantization import quantize_
 from retbench.devices.cpu import DEVICE as CPU
 from retbench.environment import ROOT
 from retbench.measure import TORCH_DTYPES, Task
 from retbench.measure.decode import _step_peak
-from retbench.measure.predict import UNCOUNTABLE, predict
-from retbench.spec import Cell, Dtype
+from retbench.measure.predict import UNCOUNTABLE, Predictor, predict
+from retbench.measure.train_step import Trainer
+from retbench.spec import Cell, Dtype, Training
 from retbench.timing import Deadline
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -73,9 +75,76 @@ def test_the_bytes_that_a_step_moves_are_weights_without_the_embedding_and_the_s
     assert predicted["step_bytes"] == predicted["weights_bytes"] - embedding + state
 
 
+def residuals(of: Cell) -> dict[str, int]:
+    """Predicted less measured bytes of decode, prefill and a training step, all by the plain code of the reference."""
+    predictor, shape = Predictor(of, native=False), (of.batch_size, of.seq_len)
+    model = build(of.system, of.size, **of.overrides)
+    weights_bytes = model.weights_bytes()
+    task = Task(of, CPU, Deadline(60.0), {})
+    with torch.inference_mode():
+        model.decode_backend = "torch"
+        _step_peak(model, task, of.seq_len)  # what is made once is made
+        step, _ = _step_peak(model, task, of.seq_len)
+        prompt = torch.zeros(shape, dtype=torch.int64)
+        model.prefill(prompt)
+        prefill = CPU.peak_memory(lambda: None, lambda _: model.prefill(prompt))
+    trainer = Trainer(model, of.training or Training())
+    tokens = torch.zeros(trainer.training.grad_accumulation, of.batch_size, of.seq_len + 1, dtype=torch.int64)
+    trainer.step(tokens)
+    training = CPU.peak_memory(tokens.clone, trainer.step)
+    optimizer_bytes = sum(tensor.nbytes for tensor in trainer.optimizer.tensors())
+    point = (of.seq_len, of.batch_size)
+    found = {
+        "decode": predictor.decode(*point)["peak_memory_bytes"] - step.tensor_bytes,
+        "prefill": predictor.prefill(*point)["prefill_peak_memory_bytes"] - prefill.tensor_bytes,
+        "training": predictor.train(*point)["peak_memory_bytes"] - training.tensor_bytes - optimizer_bytes,
+    }
+    return {name: nbytes - weights_bytes for name, nbytes in found.items()}
+
+
+def check_residuals(of: Cell) -> None:
+    """All are zero but for two exceptions.
+
+    Lstm: oneDNN's kernel orders the weights anew and keeps gates, in memory of its own that no operator shows.
+    Products with a Python number: torch keeps the number for the gradient, as 8 bytes that no operator makes.
+    """
+    found = residuals(of)
+    print(f"{of.label}: {found}")
+    if of.system == "lstm":
+        assert found.pop("decode") == 0
+        assert all(nbytes <= 0 for nbytes in found.values())
+        return
+    training = found.pop("training")
+    assert found == {"decode": 0, "prefill": 0}
+    assert 0 <= -training <= 8 * KEPT_NUMBERS.get(of.system, 0) * SIZES[of.size].n_layers
+
+
+KEPT_NUMBERS = {"transformer": 1, "transformer-concat-cache": 1, "h3": 12}  # a layer at the most
+
+
+@pytest.mark.parametrize("system", paper_systems())
+def test_decode_prefill_and_training_of_every_system_are_predicted_to_the_byte(system: str) -> None:
+    check_residuals(cell(system, seq_len=300, vocab_size=512))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "seq_len"), [("mini", 96), ("small", 300), ("200m", 96)])
+@pytest.mark.parametrize("system", paper_systems())
+def test_every_system_is_predicted_to_the_byte_at_every_size_that_fits_here(
+    system: str, size: str, seq_len: int
+) -> None:
+    check_residuals(cell(system, size, seq_len=seq_len))
+
+
+@pytest.mark.parametrize("training", [Training("block", loss="chunked"), Training(grad_accumulation=2)])
+@pytest.mark.parametrize("system", ["retnet", "transformer-flash"])
+def test_every_way_to_train_is_predicted_to_the_byte(system: str, training: Training) -> None:
+    assert residuals(cell(system, vocab_size=512, training=training))["training"] == 0
+
+
 @pytest.mark.parametrize(("seq_len", "batch_size"), [(1, 1), (96, 2), (700, 3)])
-@pytest.mark.parametrize("system", SYSTEMS)
-def test_the_predicted_peak_of_a_decode_step_is_the_measured_one(system: str, seq_len: int, batch_size: int) -> None:
+@pytest.mark.parametrize("system", CACHES)
+def test_the_native_step_is_predicted_to_the_byte(system: str, seq_len: int, batch_size: int) -> None:
     of = cell(system, seq_len=seq_len, batch_size=batch_size)
     predicted = predict(of)
     with torch.inference_mode():
@@ -84,25 +153,22 @@ def test_the_predicted_peak_of_a_decode_step_is_the_measured_one(system: str, se
         _step_peak(model, task, seq_len)  # what is made once is made
         peak, _ = _step_peak(model, task, seq_len)
 
-    residual = predicted["peak_memory_bytes"] - model.weights_bytes() - peak.tensor_bytes
-    print(f"{system}, batch {batch_size}, length {seq_len}: predicted - measured = {residual} bytes")
-    assert residual == 0
+    assert predicted["peak_memory_bytes"] == model.weights_bytes() + peak.tensor_bytes
 
 
-@pytest.mark.parametrize(("seq_len", "batch_size"), [(1, 1), (96, 2), (700, 3)])
-@pytest.mark.parametrize("system", SYSTEMS)
-def test_the_predicted_peak_of_a_prefill_is_the_measured_one(system: str, seq_len: int, batch_size: int) -> None:
-    of = cell(system, seq_len=seq_len, batch_size=batch_size)
-    predicted = predict(of)
+@pytest.mark.parametrize(("seq_len", "batch_size"), [(1, 1), (2100, 1)])
+@pytest.mark.parametrize("system", CACHES)
+def test_prompts_of_one_token_and_of_several_segments_are_predicted_to_the_byte(
+    system: str, seq_len: int, batch_size: int
+) -> None:
+    of = cell(system, seq_len=seq_len, batch_size=batch_size, vocab_size=512)
     with torch.inference_mode():
-        model = build(system, "tiny")
+        model = build(system, "tiny", vocab_size=512)
         prompt = torch.zeros(batch_size, seq_len, dtype=torch.int64)
         model.prefill(prompt)  # what is made once is made
         peak = CPU.peak_memory(lambda: None, lambda _: model.prefill(prompt))
 
-    residual = predicted["prefill_peak_memory_bytes"] - model.weights_bytes() - peak.tensor_bytes
-    print(f"{system}, batch {batch_size}, length {seq_len}: predicted - measured = {residual} bytes")
-    assert residual == 0
+    assert predict(of)["prefill_peak_memory_bytes"] == model.weights_bytes() + peak.tensor_bytes
 
 
 def test_a_prefill_too_large_to_express_is_beyond_any_memory() -> None:

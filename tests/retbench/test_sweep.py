@@ -201,7 +201,8 @@ def test_a_record_holds_what_the_child_sent_and_under_what_conditions(tmp_path: 
     )
 
     assert record.cell == replace(CELLS[0], backend="torch", form="recurrent")
-    assert record.metrics == {**MEASURED["metrics"], "ttft_ms": 3.0, "predicted_peak_memory_bytes": 5000}
+    predicted = {"predicted_peak_memory_bytes": 5000, "residual_bytes": 0}
+    assert record.metrics == {**MEASURED["metrics"], "ttft_ms": 3.0, **predicted}
     assert record.contexts == [{"context": 1, "tpot_ms": 1.8}, {"context": 64, "tpot_ms": 2.0, "state_bytes": 7}]
     assert record.samples == {**MEASURED["samples"], "prefill_ns": [3]}
     assert record.warmup == MEASURED["warmup"]

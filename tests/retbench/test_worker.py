@@ -31,7 +31,7 @@ def asking_for(cell: dict[str, Any], budget_s: float) -> dict[str, Any]:
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets the worker's main function run here without tying the test to the life of its parent."""
-    monkeypatch.setattr(worker, "_die_with_parent", lambda descriptor: None)
+    monkeypatch.setattr(worker, "_die_with_reader", lambda descriptor: None)
 
 
 def run_here(request: dict[str, Any]) -> list[dict[str, Any]]:
@@ -197,7 +197,7 @@ def test_a_worker_whose_parent_died_before_it_could_ask_ends_at_once() -> None:
 @on_linux
 def test_a_worker_dies_with_its_parent() -> None:
     # The parent kills itself once its child, which would sleep for ten minutes, has asked to die with it.
-    child = "from retbench.worker import _die_with_parent; _die_with_parent(1); print('ready', flush=True); "
+    child = "from retbench.worker import _die_with_reader; _die_with_reader(1); print('ready', flush=True); "
     child += "import time; time.sleep(600)"
     parent = (
         "import os, signal, subprocess, sys; "

@@ -1,0 +1,1 @@
+"""Learning experiments: corpora, token files, the training loop, perplexity and the baselines that it must beat."""

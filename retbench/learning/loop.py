@@ -1,0 +1,224 @@
+"""The training loop of a run, a process of its own: steps, metrics, checkpoints, and how it ended.
+
+Run by ``retbench train`` as ``python -m retbench.learning.loop FOLDER``.
+"""
+
+import json
+import math
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Console
+
+from models import build
+from retbench.devices import Device, find_device
+from retbench.errors import UsageError
+from retbench.learning import checkpoints
+from retbench.learning.batches import Batches
+from retbench.learning.ngrams import ORDERS, count
+from retbench.learning.perplexity import Losses, Score, score, sliding
+from retbench.learning.progress import TrainingProgress
+from retbench.learning.run import METRICS, REQUEST, RESULT, Run, keep_metrics, outcome, write_json
+from retbench.learning.token_files import Tokens, open_tokens
+from retbench.measure import TORCH_DTYPES
+from retbench.measure.train_step import Trainer
+from retbench.spec import Training
+from retbench.timing import Stopwatch
+from retbench.worker import failure
+
+if TYPE_CHECKING:
+    from models.language_model import LanguageModel
+
+CLIP = 2.0  # the paper's, Table 7: the largest norm of the gradients of a step
+WORSE_THAN_NOTHING = 2.0  # nats above the loss of a uniform guess: the run has diverged
+HELD_OUT_TOKENS = 2**16  # scored at the end, in whole documents
+
+
+class DivergedError(Exception):
+    """The loss or the gradients are no longer of use; says which and where."""
+
+
+class Interrupt:
+    """Whether an end was asked for (Ctrl-C or SIGTERM): the loop ends after the step; asked again, at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    @contextmanager
+    def heeded(self) -> Iterator[None]:
+        before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        yield
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: object) -> None:
+        self.asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A run that is being made: its folder, its data and the device."""
+
+    folder: Path
+    request: dict[str, Any]
+    run: Run
+    tokens: Tokens
+    device: Device
+
+    @classmethod
+    def open(cls, folder: Path) -> "Loop":
+        """What ``retbench train`` prepared in a folder."""
+        request = json.loads((folder / REQUEST).read_text(encoding="utf-8"))
+        run = Run(**request["run"])
+        tokens = open_tokens(Path(request["tokens"]))
+        if tokens is None:
+            raise UsageError(f"the token files in {request['tokens']} are gone: start the command again with --resume")
+        return cls(folder, request, run, tokens, find_device(run.device))
+
+    def train(self, progress: TrainingProgress, interrupt: Interrupt) -> dict[str, Any]:
+        """Makes the steps that are missing -> what becomes the result; stops early where it is asked to."""
+        trainer, first = self._start()
+        batches = Batches(
+            self.tokens.train.ids, self.run.seq_len, self.run.batch_size * self.run.grad_accumulation, self.run.seed
+        )
+        keep_metrics(self.folder, first)
+        stopwatch = Stopwatch(self.device)
+        with (self.folder / METRICS).open("a", encoding="utf-8") as metrics:
+            for step in range(first, self.run.steps):
+                line = self._step(trainer, batches, step)
+                stopwatch.lap()
+                line["step_ms"] = stopwatch.laps_s[-1] * 1e3
+                metrics.write(json.dumps(line) + "\n")
+                metrics.flush()
+                progress.made(step + 1, line["loss"], stopwatch.laps_s[-1])
+                last = step + 1 == self.run.steps or interrupt.asked
+                if last or (step + 1) % self.run.save_every == 0:
+                    os.fsync(metrics.fileno())
+                    checkpoints.save(self.folder, trainer, step + 1, self.run)
+                if interrupt.asked:
+                    return {"status": "interrupted", "step": step + 1}
+        return {"status": "ok", "step": self.run.steps, **self._held_out(trainer.model)}
+
+    def _start(self) -> tuple[Trainer, int]:
+        """A trainer after the newest checkpoint, or a fresh one, and the steps already made."""
+        run = self.run
+        training = Training(grad_accumulation=run.grad_accumulation, loss=run.loss)
+        restored = checkpoints.restore(self.folder, run)
+        if restored is None:
+            model = build(run.system, run.size, seed=run.seed, vocab_size=self.tokens.header.vocab_size)
+            trainer = Trainer(model, training, run.learning_rate)
+            checkpoints.save(self.folder, trainer, 0, run)  # holds how products are computed
+            return trainer, 0
+        trainer = Trainer(restored.model, training, run.learning_rate)
+        trainer.optimizer.restore(restored.optimizer)
+        return trainer, restored.step
+
+    def _step(self, trainer: Trainer, batches: Batches, step: int) -> dict[str, Any]:
+        """One optimizer step -> its line of metrics; raises DivergedError before a bad one changes a weight."""
+        run = self.run
+        tokens = torch.from_numpy(batches.at(step)).to(run.device)
+        shape = (run.grad_accumulation, run.batch_size, run.seq_len + 1)  # (A, B, T + 1)
+        loss = trainer.backward(tokens.view(shape)).item()
+        norm = trainer.optimizer.clip(CLIP).item()
+        _check(step, loss, norm, self.tokens.header.vocab_size)
+        trainer.optimizer.learning_rate = run.learning_rate_at(step)
+        trainer.update()
+        return {
+            "step": step + 1,
+            "tokens": (step + 1) * run.step_tokens,
+            "loss": loss,
+            "gradient_norm": norm,
+            "learning_rate": run.learning_rate_at(step),
+        }
+
+    def _held_out(self, model: "LanguageModel") -> dict[str, Any]:
+        """The score of held-out documents in windows of the trained length, the same for every system.
+
+        Beside it stand n-grams counted in the whole training split, on the same documents.
+        """
+        header = self.tokens.header
+
+        def of(losses: Losses) -> Score:
+            return score(self.tokens.held_out.documents(), losses, header.eos, HELD_OUT_TOKENS)
+
+        counted = {name: count(self.tokens.train.ids, header.vocab_size, order) for name, order in ORDERS.items()}
+        return {
+            "held_out": summary(of(partial(sliding, model, context=self.run.seq_len))),
+            "baselines": {name: of(ngrams.losses).total.perplexity for name, ngrams in counted.items()},
+        }
+
+
+def summary(found: Score) -> dict[str, Any]:
+    """What a result says of a score."""
+    total = found.total
+    return {
+        "loss": total.loss,
+        "perplexity": total.perplexity,
+        "bits_per_byte": found.bits_per_byte,
+        "tokens": total.tokens,
+        "documents": len(found.documents),
+        "loss_by_position": {str(first): counted.loss for first, counted in found.positions.items()},
+    }
+
+
+def _check(step: int, loss: float, norm: float, vocab_size: int) -> None:
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise DivergedError(f"step {step + 1}: the loss is {loss}, the norm of its gradients {norm}")
+    if loss > math.log(vocab_size) + WORSE_THAN_NOTHING:
+        raise DivergedError(f"step {step + 1}: the loss is {loss:.2f}, a uniform guess has {math.log(vocab_size):.2f}")
+
+
+def train(folder: Path) -> dict[str, Any]:
+    """Makes or continues the run of a folder and writes its result, whatever becomes of it but a kill."""
+    loop = Loop.open(folder)
+    torch.set_num_threads(loop.run.threads)
+    torch.set_default_dtype(TORCH_DTYPES[loop.run.dtype])
+    (folder / RESULT).unlink(missing_ok=True)
+    interrupt = Interrupt()
+    result: dict[str, Any]
+    with TrainingProgress(loop.run, Console(stderr=True)) as progress, interrupt.heeded():
+        try:
+            with torch.device(loop.run.device):
+                result = loop.train(progress, interrupt)
+        except DivergedError as error:
+            result = {"status": "diverged", "reason": str(error)}
+        except UsageError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is becomes the status of the run
+            result = {**failure(error)}
+    result = {"schema_version": 1, "reason": None, **result, **loop.request}
+    write_json(folder / RESULT, result)
+    return result
+
+
+def main(folder: Path) -> int:
+    """The exit status: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+    try:
+        result = train(folder)
+    except UsageError as error:
+        print(f"retbench: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    if result["status"] == "ok":
+        print(outcome(folder, result))
+        return 0
+    if result["status"] == "interrupted":
+        print(f"retbench: interrupted after step {result['step']}; --resume goes on from there", file=sys.stderr)
+        return 130
+    print(f"retbench: {result['status']}, {result['reason']}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,114 @@
+"""A training run: what was asked for, its learning rate at every step, and the files of its folder."""
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from retbench.spec import Dtype, Loss
+
+Schedule = Literal["linear", "cosine"]
+
+REQUEST, METRICS, RESULT = "run.json", "metrics.jsonl", "result.json"  # in the folder of a run
+CHECKPOINT = "step-"  # and the steps made
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that decides the losses of a run on one machine, and how often it is saved."""
+
+    system: str
+    size: str
+    corpus: str
+    tokenizer: str
+    tokens: int  # to train on; the last step is a whole one
+    seq_len: int
+    batch_size: int  # sequences of a micro-batch
+    grad_accumulation: int
+    learning_rate: float  # the highest
+    warm_up: int  # steps
+    schedule: Schedule
+    loss: Loss
+    dtype: Dtype
+    device: str
+    threads: int
+    seed: int
+    save_every: int  # steps
+    keep: int  # checkpoints
+
+    @property
+    def step_tokens(self) -> int:
+        return self.seq_len * self.batch_size * self.grad_accumulation
+
+    @property
+    def steps(self) -> int:
+        return -(-self.tokens // self.step_tokens)
+
+    def learning_rate_at(self, step: int) -> float:
+        """Rises over the first ``warm_up`` steps, then falls to nothing, as a line or as half a cosine."""
+        if step < self.warm_up:
+            return self.learning_rate * (step + 1) / (self.warm_up + 1)
+        left = (self.steps - step) / (self.steps - self.warm_up)
+        return self.learning_rate * (left if self.schedule == "linear" else (1 - math.cos(math.pi * left)) / 2)
+
+    def differences(self, other: Self) -> str:
+        """The fields that differ, in words: ``seed 0, not 1``."""
+        pairs = zip(asdict(self).items(), asdict(other).values(), strict=True)
+        return ", ".join(f"{name} {mine}, not {theirs}" for (name, mine), theirs in pairs if mine != theirs)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first; those that are being written or deleted have other names."""
+    return sorted(folder.glob(f"{CHECKPOINT}*"), key=lambda path: int(path.name.removeprefix(CHECKPOINT)))
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """On disk whole or as it was before."""
+    text, new = json.dumps(value, indent=2) + "\n", path.with_name(f".{path.name}")
+    with new.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)
+
+
+def read_metrics(folder: Path) -> Iterator[dict[str, Any]]:
+    """What each step logged; a line that was cut off ends it."""
+    path = folder / METRICS
+    if not path.exists():
+        return
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            return
+
+
+def keep_metrics(folder: Path, steps: int) -> None:
+    """Drops what was logged after ``steps`` steps: these will be made again."""
+    kept = [json.dumps(line) + "\n" for line in read_metrics(folder) if line["step"] <= steps]
+    new = folder / f".{METRICS}"
+    new.write_text("".join(kept), encoding="utf-8")
+    new.replace(folder / METRICS)
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """How the run of a folder ended and what it gave; empty where it has not ended."""
+    try:
+        found: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    return found
+
+
+def outcome(folder: Path, result: dict[str, Any]) -> str:
+    """A finished run in words."""
+    held_out = result["held_out"]
+    baselines = ", ".join(f"{name} {perplexity:.2f}" for name, perplexity in result["baselines"].items())
+    return (
+        f"held-out perplexity {held_out['perplexity']:.2f} ({baselines}), {held_out['bits_per_byte']:.3f} bits per byte,"
+        f" {held_out['tokens']} tokens of {held_out['documents']} documents; checkpoint {checkpoints(folder)[-1]}"
+    )

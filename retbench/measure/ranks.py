@@ -1,0 +1,78 @@
+"""The child's side of a cell on several ranks: the process group, each rank's part of the model, common decisions."""
+
+import os
+import threading
+from typing import TYPE_CHECKING
+
+import torch
+from torch import distributed
+
+from models.parallel import fully_shard_, tensor_parallel_
+from retbench.ranks import RUN_LASTS
+from retbench.spec import Cell, Training
+
+if TYPE_CHECKING:
+    from models.language_model import LanguageModel
+    from retbench.measure import Task
+
+
+def join_group(cell: Cell, group: str) -> None:
+    """Meets the other ranks of ``group``, a name that no other cell of the run has, where torchrun says.
+
+    From then on this process ends as soon as its cell has failed on another rank: it would wait for it in vain.
+    Raises RuntimeError where there are more ranks on this machine than GPUs.
+    """
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    if cell.device == "cuda":
+        local_rank, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local_rank >= gpus:
+            raise RuntimeError(f"each rank needs a GPU of its own, and this machine has {gpus}")
+        torch.cuda.set_device(local_rank)
+    threading.Thread(target=_end_with, args=(f"{group}/failed",), daemon=True).start()
+    store, rank, world = next(rendezvous("env://"))
+    backend = "nccl" if cell.device == "cuda" else "gloo"
+    distributed.init_process_group(backend, store=PrefixStore(group, store), rank=rank, world_size=world)
+
+
+def _end_with(key: str) -> None:
+    """Waits until the key is in the store, over a connection of its own, and ends the process."""
+    from torch.distributed.rendezvous import rendezvous
+
+    store, _, _ = next(rendezvous("env://"))
+    store.wait([key], RUN_LASTS)
+    os._exit(1)
+
+
+def keep_part_(model: "LanguageModel", task: "Task", training: Training) -> None:
+    """Leaves of the whole model what this rank computes and keeps, and gives it the tokens that it reads.
+
+    Ranks that share heads stand next to each other. Without FSDP the model is repeated over the data-parallel ranks:
+    FSDP over one rank alone, whose gradients are averaged with those of the others.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+
+    readers = training.data_parallel
+    shape = (1, readers, training.tensor_parallel) if training.fsdp else (readers, 1, training.tensor_parallel)
+    names = ("replicas", "shards", "tensor")
+    mesh = init_device_mesh(task.cell.device, shape, mesh_dim_names=names)
+    if training.tensor_parallel > 1:
+        tensor_parallel_(model, mesh["tensor"])
+    if readers > 1:
+        fully_shard_(model, mesh["shards"] if training.fsdp else mesh["replicas", "shards"])
+    task.generator.manual_seed(task.cell.seed + distributed.get_rank() // training.tensor_parallel)
+
+
+def agreed(decision: bool) -> bool:
+    """The decision of rank 0: ranks that went separate ways would wait for each other for ever."""
+    if not distributed.is_available() or not distributed.is_initialized():
+        return decision
+    decisions = [decision]
+    distributed.broadcast_object_list(decisions, src=0)
+    return decisions[0]
+
+
+def leave_group() -> None:
+    """Where all went well; a process that fails ends without it, since the others may not be there any more."""
+    distributed.destroy_process_group()

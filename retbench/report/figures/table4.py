@@ -1,0 +1,41 @@
+"""Table 4 as bars: memory of a GPU by size, the model's filled, the paper's outlined."""
+
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+
+from retbench.report.layout import caption
+from retbench.report.style import PAGE_WIDTH, looks, styled
+from retbench.report.training_cost import Assumptions, Cost, rms
+
+WIDTH = 0.12  # of a bar; sizes are 1 apart
+
+
+def draw(costs: Sequence[Cost], assumed: Assumptions) -> Figure:
+    """Pairs of bars for every system, side by side by size, on a page."""
+    systems = list(dict.fromkeys(cost.system for cost in costs))
+    look = looks(systems)
+    with styled():
+        figure = Figure(figsize=(PAGE_WIDTH, 2.6), layout="constrained")
+        ax = figure.subplots()
+        for cost in costs:
+            left = cost.place + (systems.index(cost.system) - (len(systems) - 1) / 2) * 2.2 * WIDTH
+            colour, named = look[cost.system].colour, cost.place == 0
+            label = f"{cost.system}, model" if named else None
+            ax.bar(left - WIDTH / 2, cost.memory(assumed), WIDTH, color=colour, label=label)
+            label = f"{cost.system}, paper" if named else None
+            ax.bar(
+                left + WIDTH / 2, cost.paper_memory, WIDTH, label=label, color="white", edgecolor=colour, linewidth=1
+            )
+        sizes = list(dict.fromkeys(cost.size for cost in costs))
+        ax.set_xticks(range(len(sizes)), sizes)
+        ax.grid(False, axis="x")
+        ax.set(title="memory of a GPU in training, Table 4", ylabel=f"{assumed.unit} (paper: GB as printed)")
+        figure.legend(loc="outside upper center", ncols=3)
+        caption(
+            figure,
+            f"Filled: model, not measured: {assumed.words}; none of it is stated by the paper (root mean square error "
+            f"{rms(costs, assumed):.1%}). Outlined: the paper, as printed.",
+            PAGE_WIDTH,
+        )
+    return figure

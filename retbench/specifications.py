@@ -1,0 +1,90 @@
+"""Specifications of devices that need not be here: limits of memory and speed, a data file each with its source."""
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from retbench.errors import UsageError
+from retbench.spec import Dtype
+
+FOLDER = Path(__file__).parent / "devices" / "specs"
+RUNS_ON = ("cpu", "cuda")
+FIELDS = {
+    "description": "text",
+    "device": f"one of {', '.join(RUNS_ON)}",
+    "memory_bytes": "a whole number of bytes, 1 or more",
+    "bytes_per_s": "a number above 0",
+    "source": "text that says where the figures stand",
+    "flops_per_s": f"a table with numbers above 0 for some of {', '.join(get_args(Dtype))}",
+}
+
+
+@dataclass(frozen=True)
+class Specification:
+    """A device's limits. ``device`` says which of torch's devices cells are planned for."""
+
+    name: str
+    description: str
+    device: str
+    memory_bytes: int
+    bytes_per_s: float  # of its memory
+    flops_per_s: Mapping[Dtype, float]  # dense products
+    source: str
+
+    def peak_flops_per_s(self, dtype: Dtype) -> float:
+        """Raises UsageError for a dtype that the file has no figure for."""
+        if dtype not in self.flops_per_s:
+            raise UsageError(f"device {self.name} has no {dtype}; its dtypes are {', '.join(self.flops_per_s)}")
+        return self.flops_per_s[dtype]
+
+
+def specifications() -> list[str]:
+    """The names of the devices that have a file here."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def find_specification(text: str) -> Specification:
+    """The specification of that name, or of a file that ends in .toml; raises UsageError for another."""
+    if text.endswith(".toml"):
+        return read_specification(Path(text))
+    if text in specifications():
+        return read_specification(FOLDER / f"{text}.toml")
+    close = [name for name in specifications() if text and name.startswith(text)]
+    close = close or difflib.get_close_matches(text, specifications(), n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    names = ", ".join(specifications())
+    raise UsageError(f"unknown device {text!r}; {hint}devices are {names}, or a file ending in .toml")
+
+
+def read_specification(path: Path) -> Specification:
+    """The specification in a file; raises UsageError that names the file, the field and what is allowed."""
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"device file {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if unknown := sorted(set(data) - set(FIELDS)):
+        raise UsageError(f"device file {path}: unknown field {unknown[0]!r}; fields are {', '.join(FIELDS)}")
+    for field, allowed in FIELDS.items():
+        if field not in data:
+            raise UsageError(f"device file {path}: {field} is missing; it must be {allowed}")
+        if not _allowed(field, data[field]):
+            raise UsageError(f"device file {path}: {field} is {data[field]!r}; it must be {allowed}")
+    return Specification(name=path.stem, **data)
+
+
+def _allowed(field: str, value: Any) -> bool:
+    if field == "flops_per_s":
+        numbers = isinstance(value, dict) and value and set(value) <= set(get_args(Dtype))
+        return bool(numbers) and all(map(_is_positive, value.values()))
+    if field == "device":
+        return value in RUNS_ON
+    if field == "memory_bytes":
+        return _is_positive(value) and isinstance(value, int)
+    return _is_positive(value) if field == "bytes_per_s" else isinstance(value, str) and bool(value.strip())
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")

