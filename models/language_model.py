@@ -303,7 +303,8 @@ class LanguageModel(nn.Module):
 
         Chunked, the logits of all positions are never there together; the value and the gradients are the same.
         """
-        hidden, targets = self._hidden(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten()  # (BT, D), (BT,)
+        read = tokens[:, :-1].contiguous()  # else the gradient of the embedding copies them where no count sees it
+        hidden, targets = self._hidden(read).flatten(0, 1), tokens[:, 1:].flatten()  # (BT, D), (BT,)
         return (chunked_loss if chunked else plain_loss)(hidden, self.head, targets)
 
     def _hidden(self, tokens: Tensor) -> Tensor:
