@@ -29,7 +29,11 @@ def main() -> None:
 
 def make_app() -> typer.Typer:
     """The application, with a verb for every experiment."""
-    from retbench import generate, train  # imported late: they import models, which check_packages looks at first
+    from retbench import (
+        generate,
+        perplexity,
+        train,
+    )  # imported late: they import models, which check_packages looks at first
 
     app = typer.Typer(
         help="Measures RetNet against Transformers and regenerates the paper's tables and figures.",
@@ -41,6 +45,7 @@ def make_app() -> typer.Typer:
     app.command("list")(_list)
     app.command("generate", help=generate.__doc__)(generate.command)
     app.command("train", help=train.__doc__)(train.command)
+    app.command("perplexity", help=perplexity.__doc__)(perplexity.command)
     peers = typer.Typer(help="Other projects' models, to be measured beside ours.", rich_markup_mode=None)
     peers.command("install")(_install_peers)
     app.add_typer(peers, name="peers")
