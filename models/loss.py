@@ -23,6 +23,9 @@ def chunked_loss(hidden: Tensor, head: nn.Module, targets: Tensor, chunk: int = 
     """
     if chunk < 1:
         raise ValueError(f"a chunk has at least one position, not {chunk}")
+    if not torch.is_grad_enabled():
+        pieces = zip(torch.split(hidden, chunk), torch.split(targets, chunk), strict=True)
+        return torch.stack([_summed(head(piece), wanted) for piece, wanted in pieces]).sum() / len(targets)
     loss: Tensor = _Chunked.apply(hidden, head.weight, head, targets, chunk)  # type: ignore[no-untyped-call]
     return loss
 

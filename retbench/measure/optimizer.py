@@ -12,8 +12,8 @@ class MasterAdamW:
     """Fused AdamW, in place and without scratch memory.
 
     A parameter of fewer than 32 bits is the rounded copy of a master weight that lives here; so does its gradient, in
-    float32, which micro-batches add to. Bytes a parameter: bf16 2 + gradient 4 + optimizer 12 (master, two moments);
-    fp32 4 + gradient 4 + optimizer 8.
+    float32, which micro-batches add to. Bytes a parameter: bf16 2, its gradient 2 and collected 4, optimizer 12 (a
+    master, two moments); fp32 4, its gradient 4, optimizer 8.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> None:

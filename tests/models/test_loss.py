@@ -1,6 +1,7 @@
 """The chunked loss equals the plain one in value and gradients, for any chunk, and never holds all logits."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import pytest
 import torch
@@ -96,6 +97,15 @@ def test_the_logits_of_all_positions_are_never_there_together() -> None:
     a_logit, a_gradient = 4 * VOCAB_SIZE, 4 * D_MODEL  # bytes a position
     assert peak(plain_loss, 512) - peak(plain_loss, 256) >= 256 * 2 * a_logit
     assert peak(in_chunks, 512) - peak(in_chunks, 256) == 256 * a_gradient
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_without_gradients_the_chunked_loss_is_the_plain_one(mode: Callable[[], AbstractContextManager[None]]) -> None:
+    hidden, head, targets = made(21)
+    with mode():
+        actual, wanted = chunked_loss(hidden, head, targets, 4), plain_loss(hidden, head, targets)
+
+    assert actual.item() == pytest.approx(wanted.item(), rel=1e-6)
 
 
 def test_a_chunk_without_positions_is_refused() -> None:

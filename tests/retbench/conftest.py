@@ -72,6 +72,8 @@ PREDICTION = {
     "state_bytes": 200,
     "step_bytes": 4100,
     "step_allocated_bytes": 800,
+    "step_moved_bytes": 6000,
+    "step_flops": 2000,
     "peak_memory_bytes": 5000,
     "prefill_peak_memory_bytes": 9000,
     "prefill_allocated_bytes": 20_000,
