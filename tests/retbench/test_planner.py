@@ -43,24 +43,31 @@ def planned(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=variables, capture_output=True, text=True, check=False, timeout=240)
 
 
-def test_the_command_plans_all_workloads_at_once() -> None:
-    words = (
-        "--workload all --systems retnet --size tiny --seq-len 128 --batch-size 1 --checkpointing all --format jsonl"
-    )
-    done = planned(*words.split())
+DEVICE = """
+description = "a small device"
+device = "cuda"
+memory_bytes = 400_000_000
+bytes_per_s = 1e12
+source = "made up for a test"
+flops_per_s = { bf16 = 1e14 }
+"""
+
+
+def test_the_command_plans_several_workloads_for_a_device_of_the_user(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(DEVICE)
+    words = "--workload decode,train_step --systems retnet --size tiny --seq-len 128 --batch-size 1 --format jsonl"
+    done = planned(*words.split(), "--checkpointing", "all", "--device", str(tmp_path / "mine.toml"))
 
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert (done.returncode, done.stderr) == (0, "")
     assert [(row["workload"], row["training"]) for row in rows] == [
         ("decode", ""),
-        ("prefill", ""),
         ("train_step", "plain"),
         ("train_step", "checkpointed blocks"),
     ]
-    assert {row["how"] for row in rows} == {"model"}
+    assert {(row["how"], row["device"]) for row in rows} == {("model", "mine")}
     assert all(row["fits"] and row["largest_batch_size"] > 1 for row in rows)
-    assert rows[2]["activations_bytes"] > rows[3]["activations_bytes"]
-    assert rows[2]["flops"] < rows[3]["flops"]
+    assert rows[1]["flops"] < rows[2]["flops"]
 
 
 def test_the_slower_of_memory_and_compute_binds() -> None:
