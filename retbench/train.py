@@ -106,7 +106,7 @@ def prepare(run: Run, folder: Path, resume: bool) -> None:
     stored = _stored(folder)
     if stored and not resume:
         raise UsageError(f"{folder} holds a run: --resume continues it, --out names another folder")
-    if stored and (differences := run.differences(Run(**stored["run"]))):
+    if stored and (differences := run.differences(stored["run"])):
         raise UsageError(f"{folder} holds another run, asked for now: {differences}")
     corpus = find_corpus(run.corpus)
     cache = cache_folder()
@@ -121,13 +121,12 @@ def prepare(run: Run, folder: Path, resume: bool) -> None:
     vocabulary.save(folder)
     request = {
         "schema_version": 1,
-        "run": asdict(run),
         "data": header.data,
         "tokenizer": header.tokenizer,
         "vocab_size": header.vocab_size,
         "environment": capture(find_device(run.device), run.threads),
     }
-    write_json(folder / REQUEST, {**(stored or request), "tokens": str(tokens.folder.resolve())})
+    write_json(folder / REQUEST, {**(stored or request), "run": asdict(run), "tokens": str(tokens.folder.resolve())})
 
 
 def one_of(text: str, known: Iterable[str], what: str) -> str:
@@ -156,8 +155,8 @@ def _stored(folder: Path) -> dict[str, Any] | None:
     """What ``prepare`` wrote, None where there is no run."""
     try:
         found: dict[str, Any] = json.loads((folder / REQUEST).read_text(encoding="utf-8"))
+        return {**found, "run": Run(**found["run"])}
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise UsageError(f"{folder / REQUEST} is not what a run writes: {error}") from error
-    return found
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{folder / REQUEST} is not what this version writes: {error}") from error

@@ -55,9 +55,11 @@ class Interrupt:
     @contextmanager
     def heeded(self) -> Iterator[None]:
         before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        yield
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _ask(self, number: int, frame: object) -> None:
         self.asked = True
@@ -195,7 +197,7 @@ def train(folder: Path) -> dict[str, Any]:
         except UsageError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is becomes the status of the run
-            result = {**failure(error)}
+            result = dict(failure(error))
     result = {"schema_version": 1, "reason": None, **result, **loop.request}
     write_json(folder / RESULT, result)
     return result

@@ -63,7 +63,7 @@ def assert_equal_runs(one: Path, other: Path) -> None:
 
 
 def test_a_run_learns_and_says_what_it_learnt_from(run: Run, tmp_path: Path) -> None:
-    command.prepare(run := replace(run, tokens=64 * 40), tmp_path / "run", resume=False)
+    command.prepare(run := replace(run, tokens=64 * 40, save_every=100), tmp_path / "run", resume=False)
     result = train(tmp_path / "run")
     lines = [*read_metrics(tmp_path / "run")]
 
@@ -225,7 +225,7 @@ def test_micro_batches_and_chunked_loss_see_the_same_tokens(run: Run, tmp_path: 
     curves = []
     for name, shape in {"a": (4, 1, "plain"), "b": (1, 4, "plain"), "c": (2, 2, "chunked")}.items():
         batch_size, micro_batches, loss = shape
-        changed = replace(run, batch_size=batch_size, grad_accumulation=micro_batches, loss=loss)  # type: ignore[arg-type]
+        changed = replace(run, save_every=100, batch_size=batch_size, grad_accumulation=micro_batches, loss=loss)  # type: ignore[arg-type]
         command.prepare(changed, tmp_path / name, resume=False)
         train(tmp_path / name)
         curves.append(losses(tmp_path / name))
@@ -244,7 +244,7 @@ def test_all_systems_see_the_same_batches(run: Run, tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(Trainer, "backward", watched)
     for system in ("retnet", "transformer"):
-        command.prepare(replace(run, system=system, tokens=64 * 3), tmp_path / system, resume=False)
+        command.prepare(replace(run, system=system, tokens=64 * 3, save_every=100), tmp_path / system, resume=False)
         train(tmp_path / system)
 
     assert torch.equal(torch.stack(seen["retnet"]), torch.stack(seen["transformer"]))

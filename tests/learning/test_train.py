@@ -75,6 +75,14 @@ def test_a_run_whose_data_changed_is_not_continued(
         prepare(run, here / "run", resume=True)
 
 
+@pytest.mark.parametrize("text", ["{", "{}", '{"run": {"depth": 3}}', "[]"])
+def test_a_run_of_another_version_is_not_continued(text: str, here: Path) -> None:
+    (here / "run.json").write_text(text)
+
+    with pytest.raises(UsageError, match="is not what this version writes"):
+        prepare(RUN, here, resume=True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
