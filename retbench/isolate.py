@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +30,19 @@ class Outcome:
     messages: list[dict[str, Any]]
 
 
-def run_worker(request: dict[str, Any], threads: int, timeout_s: float, python: str = sys.executable) -> Outcome:
+Listener = Callable[[dict[str, Any]], None]
+
+
+def run_worker(
+    request: dict[str, Any],
+    threads: int,
+    timeout_s: float,
+    python: str = sys.executable,
+    listener: Listener = lambda message: None,
+) -> Outcome:
     """Runs ``retbench.worker`` with the recorded variables set and our own packages first on its path.
+
+    The listener is told every message as it comes.
 
     The Python of a peer finds them last, by itself: where ours lie beside others, those must not hide the peer's.
     """
@@ -39,11 +50,15 @@ def run_worker(request: dict[str, Any], threads: int, timeout_s: float, python: 
     path = os.pathsep.join(filter(None, [*ours, os.environ.get("PYTHONPATH", "")]))
     variables = {**os.environ, **child_variables(threads), "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
     variables["PYTHONUNBUFFERED"] = "1"  # what a dying child said must be in its log
-    return run_child([python, "-m", "retbench.worker"], request, timeout_s, variables)
+    return run_child([python, "-m", "retbench.worker"], request, timeout_s, variables, listener)
 
 
 def run_child(
-    command: Sequence[str], request: dict[str, Any], timeout_s: float, variables: dict[str, str] | None = None
+    command: Sequence[str],
+    request: dict[str, Any],
+    timeout_s: float,
+    variables: dict[str, str] | None = None,
+    listener: Listener = lambda message: None,
 ) -> Outcome:
     """Runs ``command FD``, gives it the request on standard input and reads JSON lines from FD until it ends.
 
@@ -70,6 +85,7 @@ def run_child(
         try:
             for message in _messages(read_end, deadline):
                 messages.append(message)
+                listener(message)
             child.wait(timeout=max(deadline - time.monotonic(), 0.1))
             timed_out = False
         except (TimeoutError, subprocess.TimeoutExpired):

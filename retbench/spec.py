@@ -29,6 +29,9 @@ class Cell:
     compile: bool = False  # whole segments of a prefill by torch.compile
     n_layers: int | None = None  # where they differ from the size's and the config's
     vocab_size: int | None = None
+    task: str | None = None  # of an evaluation: its name, shots, and documents where not all are taken
+    num_fewshot: int | None = None
+    limit: int | None = None
 
     @property
     def overrides(self) -> dict[str, int]:

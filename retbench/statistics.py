@@ -51,6 +51,14 @@ def slope_interval(positions: Sequence[float], groups: Sequence[Sequence[Sequenc
     return Interval(float(slope(measured)), float(low), float(high))
 
 
+def mean_interval(samples: Sequence[float]) -> Interval:
+    """The mean of independent samples, such as right and wrong answers or their differences between two models."""
+    values = np.asarray(samples, dtype=float)
+    means = [group.mean() for group in _resampled([values])]
+    low, high = np.percentile(means, _tails(len(values)))
+    return Interval(float(values.mean()), float(low), float(high))
+
+
 def percentile(samples: Sequence[float], rank: int) -> float | None:
     """The percentile, or None when there are too few samples to see it."""
     return float(np.percentile(samples, rank)) if len(samples) >= MINIMUM_SAMPLES[rank] else None

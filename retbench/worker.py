@@ -10,7 +10,8 @@ import resource
 import select
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -23,6 +24,9 @@ from retbench.timing import Deadline
 if TYPE_CHECKING:
     from models.language_model import LanguageModel
     from retbench.measure import Model
+
+Send = Callable[[dict[str, Any]], None]
+Parts = Callable[[dict[str, Any]], Iterator[dict[str, Any]]]  # of a request
 
 PR_SET_PDEATHSIG = 1
 OUT_OF_MEMORY = (  # how torch, C++, the kernel, oneDNN, OpenBLAS, Python and cuBLAS say it, in lower case
@@ -45,8 +49,9 @@ def main(descriptor: int) -> None:
     def send(message: dict[str, Any]) -> None:
         os.write(descriptor, json.dumps(message).encode() + b"\n")
 
+    tasks = _TASKS | {"evaluate": partial(_evaluate, send=send)}
     try:
-        for message in _TASKS[request["task"]](request):
+        for message in tasks[request["task"]](request):
             send(message)
         send({"done": {"status": "ok", "reason": None}})
     except Exception as error:  # noqa: BLE001 - whatever it is becomes the cell's status
@@ -129,7 +134,14 @@ def _predict(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield {"predicted": {}, "problem": f"no prediction for {cell.label}: {str(error).splitlines()[0]}"}
 
 
-_TASKS = {"measure": _measure, "rounds": _rounds, "predict": _predict}
+def _evaluate(request: dict[str, Any], send: Send) -> Iterator[dict[str, Any]]:
+    """What comes of the tasks of a checkpoint, one after the other; ``send`` gets their progress meanwhile."""
+    from retbench.evaluate.child import evaluate
+
+    yield from evaluate(request, send)
+
+
+_TASKS: dict[str, Parts] = {"measure": _measure, "rounds": _rounds, "predict": _predict}
 
 
 def _failure(error: Exception) -> dict[str, str]:

@@ -112,7 +112,7 @@ class Children:
     requests: list[dict[str, Any]] = field(default_factory=list)
 
     def run(
-        self, command: Sequence[str], request: dict[str, Any], timeout_s: float, variables: object = None
+        self, command: Sequence[str], request: dict[str, Any], timeout_s: float, variables: object = None, *rest: object
     ) -> Outcome:
         self.requests.append(request)
         if request["task"] == "predict":
