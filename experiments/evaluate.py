@@ -116,7 +116,7 @@ def accuracy_table(records: Sequence[Record]) -> "Table":
         Column("documents", "documents"),
         Column("paper", "paper, %", "%"),
     )
-    rows = []
+    rows: list[tuple[Entry, ...]] = []
     for shots in dict.fromkeys(record.cell.num_fewshot for record in records):
         here = [record for record in records if record.cell.num_fewshot == shots]
         for record in here:

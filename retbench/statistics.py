@@ -54,7 +54,7 @@ def slope_interval(positions: Sequence[float], groups: Sequence[Sequence[Sequenc
 def mean_interval(samples: Sequence[float]) -> Interval:
     """The mean of independent samples, such as right and wrong answers or their differences between two models."""
     values = np.asarray(samples, dtype=float)
-    means = [group.mean() for group in _resampled([values])]
+    means = [group.mean() for group in _resampled([samples])]
     low, high = np.percentile(means, _tails(len(values)))
     return Interval(float(values.mean()), float(low), float(high))
 

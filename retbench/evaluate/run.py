@@ -198,7 +198,7 @@ class Evaluation:
 
 def accuracies(documents: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Each metric with its 95 % interval, in %."""
-    found = {}
+    found: dict[str, float] = {}
     for name in METRICS:
         values = [100.0 * document[name] for document in documents if name in document]
         if values:
