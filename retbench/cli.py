@@ -29,7 +29,7 @@ def main() -> None:
 
 def make_app() -> typer.Typer:
     """The application, with a verb for every experiment."""
-    from retbench import generate  # imported late: it imports models, which check_packages looks at first
+    from retbench import generate, gguf_import  # imported late: it imports models, which check_packages looks at first
 
     app = typer.Typer(
         help="Measures RetNet against Transformers and regenerates the paper's tables and figures.",
@@ -43,6 +43,10 @@ def make_app() -> typer.Typer:
     peers = typer.Typer(help="Other projects' models, to be measured beside ours.", rich_markup_mode=None)
     peers.command("install")(_install_peers)
     app.add_typer(peers, name="peers")
+    importers = typer.Typer(help="Makes checkpoint folders of other files.", rich_markup_mode=None)
+    importers.callback()(_options_of_import)
+    importers.command("gguf", help=gguf_import.command.__doc__)(gguf_import.command)
+    app.add_typer(importers, name="import")
     for name, module in experiments().items():
         app.command(name, help=module.__doc__)(module.command)
     return app
@@ -69,6 +73,10 @@ def _options(
     ] = False,
 ) -> None:
     """The options before a verb."""
+
+
+def _options_of_import() -> None:
+    """Nothing: without it typer would take the one kind of file for the verb itself."""
 
 
 def _list(

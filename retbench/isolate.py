@@ -33,24 +33,27 @@ class Outcome:
 Listener = Callable[[dict[str, Any]], None]
 
 
-def run_worker(
-    request: dict[str, Any],
-    threads: int,
-    timeout_s: float,
-    python: str = sys.executable,
-    listener: Listener = lambda message: None,
-) -> Outcome:
-    """Runs ``retbench.worker`` with the recorded variables set and our own packages first on its path.
+def run_worker(request: dict[str, Any], threads: int, timeout_s: float, python: str = sys.executable) -> Outcome:
+    """Runs ``retbench.worker`` with the recorded variables set and our own packages first on its path."""
+    return run_child([python, "-m", "retbench.worker"], request, timeout_s, _variables(threads, python))
 
-    The listener is told every message as it comes.
 
-    The Python of a peer finds them last, by itself: where ours lie beside others, those must not hide the peer's.
+def run_telling(request: dict[str, Any], threads: int, timeout_s: float, listener: Listener) -> Outcome:
+    """As ``run_worker``; the listener is told every message as it comes."""
+    command = [sys.executable, "-m", "retbench.worker"]
+    return run_child(command, request, timeout_s, _variables(threads, sys.executable), listener)
+
+
+def _variables(threads: int, python: str) -> dict[str, str]:
+    """The environment of a worker.
+
+    The Python of a peer finds our packages last, by itself: ours may lie beside others, which must not hide the peer's.
     """
     ours = [str(ROOT)] if python == sys.executable else []
     path = os.pathsep.join(filter(None, [*ours, os.environ.get("PYTHONPATH", "")]))
     variables = {**os.environ, **child_variables(threads), "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
     variables["PYTHONUNBUFFERED"] = "1"  # what a dying child said must be in its log
-    return run_child([python, "-m", "retbench.worker"], request, timeout_s, variables, listener)
+    return variables
 
 
 def run_child(

@@ -1,5 +1,6 @@
 """Text to token ids and back: the tokenizer in a checkpoint's folder, or bytes where there is none."""
 
+import json
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -41,8 +42,9 @@ class JsonTokenizer:
         except Exception as error:  # the library raises bare Exception for a file that is none of its own
             raise UsageError(f"{path} is no tokenizer: {error}") from error
         self.vocab_size: int = self._tokenizer.get_vocab_size()
-        self.eos = self._first("</s>", "<|endoftext|>", "<|im_end|>", "<|eot_id|>")
-        self.bos = self._first("<s>", "<|begin_of_text|>", "<|endoftext|>")
+        named = _special_tokens(path.with_name("tokenizer_config.json"))
+        self.eos = self._first(*named["eos_token"], "</s>", "<|endoftext|>", "<|im_end|>", "<|eot_id|>")
+        self.bos = self._first(*named["bos_token"], "<s>", "<|begin_of_text|>", "<|endoftext|>")
 
     def _first(self, *tokens: str) -> int | None:
         """The id of the first token that the vocabulary holds."""
@@ -88,6 +90,22 @@ class ByteTokenizer:
 
     def decode(self, ids: list[int]) -> str:
         return bytes(token for token in ids if token < 256).decode(errors="replace")
+
+
+def _special_tokens(path: Path) -> dict[str, list[str]]:
+    """The tokens that begin and end a text as transformers writes them: a string, or an object with its content."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        config = {}
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} is not JSON that can be read: {error}") from error
+    found = {}
+    for name in ("bos_token", "eos_token"):
+        token = config.get(name)
+        content = token.get("content") if isinstance(token, dict) else token
+        found[name] = [content] if isinstance(content, str) else []
+    return found
 
 
 def _needed(package: str, path: Path) -> ModuleType:

