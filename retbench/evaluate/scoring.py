@@ -119,10 +119,12 @@ class Scorer:
 
     @torch.no_grad()
     def _score_positions(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """hidden (S, D), targets (S,) -> log probabilities (S,) float64, whether the target is the likeliest (S,)"""
-        logits = self.model.head(hidden).double()  # (S, V)
-        values = logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(-1)
-        return values, logits.argmax(-1) == targets
+        """hidden (S, D), targets (S,) -> log probabilities (S,) float64, whether no token is likelier (S,)"""
+        logits = self.model.head(hidden)  # (S, V)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = logits - logits.amax(-1, keepdim=True)  # then float32 is enough, and four times as fast
+        values = logits.gather(-1, targets[:, None]).squeeze(-1).double()
+        return values - logits.exp_().sum(-1).double().log(), values == 0
 
     def _tensor(self, ids: Sequence[Sequence[int]]) -> Tensor:
         """(R, T) int64, zeros behind the shorter ones: what follows a position does not change it."""

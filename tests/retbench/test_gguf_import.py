@@ -17,6 +17,7 @@ from models import load_checkpoint
 from retbench.environment import ROOT
 from retbench.errors import UsageError
 from retbench.gguf_import import find_file, llama_config, make_tokenizer, to_llama, weight_name
+from retbench.record import Record
 from retbench.tokenizer import load_tokenizer
 from tests.models.helpers import error
 from tests.retbench.real_packages import ids, installed, package_folder, run, strings
@@ -156,3 +157,23 @@ def test_an_imported_tokenizer_gives_the_ids_of_transformers(smollm: Path, trans
     expected = ids(transformers_python, "transformers.AutoTokenizer.from_pretrained(folder)", smollm, texts)
 
     assert [tokenizer.encode(text) for text in texts] == expected
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_an_imported_model_answers_better_than_chance(smollm: Path, tmp_path: Path) -> None:
+    """Of four choices, the lower end of the 95 % interval."""
+    data = ROOT.parent / "shared" / "data" / "bigbench"
+    if not data.is_dir():
+        pytest.skip("the folder shared/data/bigbench is not beside the project")
+    pytest.importorskip("lm_eval")
+    command = [sys.executable, "-m", "retbench", "evaluate", "--checkpoint", str(smollm), "--data-dir", str(data)]
+    command += ["--tasks", "wikihow_goal", "--limit", "150", "--num-fewshot", "0", "--dtype", "fp32"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*command, "--format", "json", "--out", str(tmp_path)], capture_output=True, env=environment)
+    (path,) = tmp_path.glob("results/*/evaluate.jsonl")
+    record = Record.from_json(path.read_text())
+
+    assert done.returncode == 0, done.stderr
+    assert record.metrics["documents"] == 150
+    assert record.metrics["acc_percent_low"] > 25.0
