@@ -8,26 +8,30 @@ inference: .venv/installed
 	$(BIN)/retbench inference --seq-len 8192
 
 # Two processes share the cores: spinning threads would hold each other up.
-test: .venv/installed lint
+test: .venv/installed-dev lint
 	OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0 $(BIN)/pytest -n 2 --dist worksteal
 
-test-slow: .venv/installed
+test-slow: .venv/installed-dev
 	$(BIN)/pytest -m slow -rs
 
-lint: .venv/installed
+lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: .venv/installed
+format: .venv/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
-# The marker is touched last, so that an interrupted installation is taken up again.
+# The markers are touched last, so that an interrupted installation is taken up again.
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+.venv/installed-dev: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@

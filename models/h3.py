@@ -178,6 +178,9 @@ class H3State:
     def sized(self, max_seq_len: int) -> Self:
         return self
 
+    def picked(self, rows: Tensor) -> Self:
+        return type(self)(self.past[rows], self.modes[rows], self.taps, self.decay, self.readout, self.skip)
+
     def step_bytes(self, position: int) -> int:
         return sum(tensor.nbytes for tensor in (*self.tensors(), self.past, self.modes))  # those two are written too
 

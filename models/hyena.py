@@ -165,6 +165,9 @@ class HyenaState:
         read = self.read.flatten()[: math.prod(shape)].view(shape)
         return type(self)(read, self.filter[:, -shape[-1] :], self.past)
 
+    def picked(self, rows: Tensor) -> Self:
+        return type(self)(self.read[:, rows], self.filter, self.past[:, rows])
+
     def step_bytes(self, position: int) -> int:
         """What was read and the filter up to here, and the last inputs twice: they are shifted."""
         d_model, batch_size, _ = self.read.shape

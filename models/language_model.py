@@ -41,6 +41,9 @@ class LayerState(Protocol):
     def sized(self, max_seq_len: int) -> "LayerState":
         """A state for at most ``max_seq_len`` tokens, densely in the memory of this one."""
 
+    def picked(self, rows: Tensor) -> "LayerState":
+        """A copy of these rows (N,) int64 of the batch; a row may be picked more than once."""
+
     def step_bytes(self, position: int) -> int:
         """Bytes that a decode step must move through memory when ``position`` tokens have been read."""
 
@@ -71,6 +74,10 @@ class State:
     def sized(self, max_seq_len: int) -> "State":
         """A state for at most ``max_seq_len`` tokens in the memory of this one, whose values it overwrites."""
         return State([layer.sized(max_seq_len) for layer in self.layers])
+
+    def picked(self, rows: Tensor) -> "State":
+        """The state of these rows (N,) int64 of the batch, to go on with each by itself; ours stays as it is."""
+        return State([layer.picked(rows) for layer in self.layers], self.position)
 
     def fill_(self, position: int, seed: int = 0) -> None:
         """A synthetic state, as if ``position`` tokens had been read."""
@@ -322,17 +329,23 @@ class LanguageModel(nn.Module):
     @torch.no_grad()
     def prefill(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """(B, T) int64, T >= 1 -> logits of the last position (B, V) and the state after it; resumable."""
-        x, state = self._prefilled(tokens, state)
+        x, state = self._advance(tokens, state)
         return whole(self.head(self.norm(x[:, -1]))), state
 
     @torch.no_grad()
     def read(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """``prefill`` with the logits of every position, (B, T, V): a long text is scored in pieces."""
-        x, state = self._prefilled(tokens, state)
-        return whole(self.head(self.norm(x))), state
+        hidden, state = self.read_hidden(tokens, state)
+        return whole(self.head(hidden)), state
 
-    def _prefilled(self, tokens: Tensor, state: State | None) -> tuple[Tensor, State]:
-        """(B, T) int64 -> what the last block gives (B, T, D) and the state."""
+    @torch.no_grad()
+    def read_hidden(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """As ``read``, with what the head makes logits of, (B, T, D): some positions may need none."""
+        x, state = self._advance(tokens, state)
+        return self.norm(x), state
+
+    def _advance(self, tokens: Tensor, state: State | None) -> tuple[Tensor, State]:
+        """(B, T) -> the residual stream after the blocks (B, T, D), and the state, in segments and in place."""
         _check_not_empty(tokens)
         batch_size, length = tokens.shape
         if state is None:

@@ -47,6 +47,9 @@ class LSTMState:
     def sized(self, max_seq_len: int) -> Self:
         return self
 
+    def picked(self, rows: Tensor) -> Self:
+        return type(self)(self.output[rows], self.cell[rows])
+
     def step_bytes(self, position: int) -> int:
         return 2 * (self.output.nbytes + self.cell.nbytes)  # read and written
 

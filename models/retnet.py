@@ -107,6 +107,9 @@ class RetentionState:
     def sized(self, max_seq_len: int) -> Self:
         return self
 
+    def picked(self, rows: Tensor) -> Self:
+        return type(self)(self.memory[rows])
+
     def step_bytes(self, position: int) -> int:
         return 2 * self.memory.nbytes  # read and written
 

@@ -50,6 +50,9 @@ class TimeMixState:
     def sized(self, max_seq_len: int) -> Self:
         return self
 
+    def picked(self, rows: Tensor) -> Self:
+        return type(self)(self.previous[rows], self.wkv[:, rows])
+
     def step_bytes(self, position: int) -> int:
         return 2 * (self.previous.nbytes + self.wkv.nbytes)  # read and written
 

@@ -110,6 +110,9 @@ class KVCache:
         keys, values = (tensor.flatten()[: math.prod(shape)].view(shape) for tensor in self.tensors())
         return type(self)(keys, values)
 
+    def picked(self, rows: Tensor) -> Self:
+        return type(self)(self.keys[rows], self.values[rows])
+
     def step_bytes(self, position: int) -> int:
         batch_size, heads, _, dim = self.keys.shape
         return 2 * batch_size * heads * dim * self.keys.itemsize * (position + 1)

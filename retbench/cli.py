@@ -32,7 +32,7 @@ def main() -> None:
 def make_app() -> typer.Typer:
     """The application, with a verb for every experiment."""
     # Imported late: they import models, which check_packages looks at first.
-    from retbench import compare, doctor, gate_command, generate, history, perplexity, planner, train
+    from retbench import compare, doctor, gate_command, generate, gguf_import, history, perplexity, planner, train
 
     app = typer.Typer(
         help="Measures RetNet against Transformers and regenerates the paper's tables and figures.",
@@ -53,6 +53,10 @@ def make_app() -> typer.Typer:
     peers = typer.Typer(help="Other projects' models, to be measured beside ours.", rich_markup_mode=None)
     peers.command("install")(_install_peers)
     app.add_typer(peers, name="peers")
+    importers = typer.Typer(help="Makes checkpoint folders of other files.", rich_markup_mode=None)
+    importers.callback()(_options_of_import)
+    importers.command("gguf", help=gguf_import.command.__doc__)(gguf_import.command)
+    app.add_typer(importers, name="import")
     for name, module in experiments().items():
         app.command(name.replace("_", "-"), help=module.__doc__)(module.command)
     return app
@@ -79,6 +83,10 @@ def _options(
     ] = False,
 ) -> None:
     """The options before a verb."""
+
+
+def _options_of_import() -> None:
+    """Nothing: without it typer would take the one kind of file for the verb itself."""
 
 
 def _list(

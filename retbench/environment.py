@@ -69,10 +69,10 @@ def capture(device: Device, threads: int) -> dict[str, Any]:
 
 
 @cache
-def code_hash(root: Path = ROOT) -> str:
+def code_hash(root: Path = ROOT, patterns: tuple[str, ...] = MEASURED_CODE) -> str:
     """A hash of the source files that decide what is measured and how."""
     digest = hashlib.sha256()
-    for path in sorted(path for pattern in MEASURED_CODE for path in root.glob(pattern)):
+    for path in sorted(path for pattern in patterns for path in root.glob(pattern)):
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 

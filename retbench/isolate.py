@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,11 +30,20 @@ class Outcome:
     messages: list[dict[str, Any]]
 
 
+Listener = Callable[[dict[str, Any]], None]
+
+
 def run_worker(
-    request: dict[str, Any], threads: int, timeout_s: float, python: str = sys.executable, root: Path | None = None
+    request: dict[str, Any],
+    threads: int,
+    timeout_s: float,
+    python: str = sys.executable,
+    root: Path | None = None,
+    listener: Listener = lambda message: None,
 ) -> Outcome:
-    """Runs ``retbench.worker`` under the recorded variables."""
-    return run_child([python, "-m", "retbench.worker"], request, timeout_s, variables_of(threads, python, root))
+    """Runs ``retbench.worker`` under the recorded variables; the listener is told every message as it comes."""
+    command = [python, "-m", "retbench.worker"]
+    return run_child(command, request, timeout_s, variables_of(threads, python, root), listener)
 
 
 def variables_of(threads: int, python: str = sys.executable, root: Path | None = None) -> dict[str, str]:
@@ -50,7 +59,11 @@ def variables_of(threads: int, python: str = sys.executable, root: Path | None =
 
 
 def run_child(
-    command: Sequence[str], request: dict[str, Any], timeout_s: float, variables: dict[str, str] | None = None
+    command: Sequence[str],
+    request: dict[str, Any],
+    timeout_s: float,
+    variables: dict[str, str] | None = None,
+    listener: Listener = lambda message: None,
 ) -> Outcome:
     """Runs ``command FD``, gives it the request on standard input and reads JSON lines from FD until it ends.
 
@@ -77,6 +90,7 @@ def run_child(
         try:
             for message in _messages(read_end, deadline):
                 messages.append(message)
+                listener(message)
             child.wait(timeout=max(deadline - time.monotonic(), 0.1))
             timed_out = False
         except (TimeoutError, subprocess.TimeoutExpired):

@@ -67,6 +67,9 @@ class Cell:
     vocab_size: int | None = None
     chunk_size: int | None = None
     training: Training | None = None  # of an optimizer step
+    task: str | None = None  # of an evaluation: its name, shots, and documents where not all are taken
+    num_fewshot: int | None = None
+    limit: int | None = None
 
     @property
     def overrides(self) -> dict[str, int]:
@@ -96,4 +99,10 @@ class Cell:
         return f"{self.system} {self.size}{weights}{compiled}{chunk}, {shape}{training and f', {training}'}"
 
 
-_LATER = ("chunk_size", "training")  # fields that keys and records of before do not have
+_LATER = (
+    "chunk_size",
+    "training",
+    "task",
+    "num_fewshot",
+    "limit",
+)  # fields that keys and records of before do not have

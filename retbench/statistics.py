@@ -60,6 +60,14 @@ def ratio_interval(before: Sequence[Sequence[float]], after: Sequence[Sequence[f
     return Interval(float(second / first), float(low), float(high))
 
 
+def mean_interval(samples: Sequence[float]) -> Interval:
+    """The mean of independent samples, such as right and wrong answers or their differences between two models."""
+    values = np.asarray(samples, dtype=float)
+    means = [group.mean() for group in _resampled([samples])]
+    low, high = np.percentile(means, _tails(len(values)))
+    return Interval(float(values.mean()), float(low), float(high))
+
+
 def percentile(samples: Sequence[float], rank: int) -> float | None:
     """The percentile, or None when there are too few samples to see it."""
     return float(np.percentile(samples, rank)) if len(samples) >= MINIMUM_SAMPLES[rank] else None

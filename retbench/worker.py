@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from models.language_model import LanguageModel
     from retbench.measure import Model
 
+Send = Callable[[dict[str, Any]], None]
+Parts = Callable[[dict[str, Any]], Iterator[dict[str, Any]]]  # of a request
+
 PR_SET_PDEATHSIG = 1
 OUT_OF_MEMORY = (  # how torch, C++, the kernel, oneDNN, OpenBLAS, Python and cuBLAS say it, in lower case
     "out of memory",
@@ -46,8 +49,9 @@ def main(descriptor: int) -> None:
     def send(message: dict[str, Any]) -> None:
         os.write(descriptor, json.dumps(message).encode() + b"\n")
 
+    tasks = _TASKS | {"evaluate": partial(_evaluate, send=send)}
     try:
-        for message in _TASKS[request["task"]](request):
+        for message in tasks[request["task"]](request):
             send(message)
         send({"done": {"status": "ok", "reason": None}})
     except Exception as error:  # noqa: BLE001 - whatever it is becomes the cell's status
@@ -167,6 +171,13 @@ def _describe(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield {"facts": describe(cell)}
         except ValueError as error:
             yield _bad_input(cell, error)
+
+
+def _evaluate(request: dict[str, Any], send: Send) -> Iterator[dict[str, Any]]:
+    """What comes of the tasks of a checkpoint, one after the other; ``send`` gets their progress meanwhile."""
+    from retbench.evaluate.child import evaluate
+
+    yield from evaluate(request, send)
 
 
 def _bad_input(cell: Cell, error: ValueError) -> dict[str, Any]:

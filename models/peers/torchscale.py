@@ -50,6 +50,10 @@ class IncrementalState:
     def sized(self, max_seq_len: int) -> Self:
         return self
 
+    def picked(self, rows: Tensor) -> Self:
+        memory, scale = self.tensors()
+        return type(self)(dict(zip(self.entries, (memory[rows], scale.clone()), strict=True)))
+
     def step_bytes(self, position: int) -> int:
         return 2 * sum(tensor.nbytes for tensor in self.tensors())  # read and written
 

@@ -300,3 +300,18 @@ def test_notes_hold_the_chunk_size_where_there_are_chunks() -> None:
     assert chunked.notes["chunk_size"] == chunked.config.chunk_size  # type: ignore[attr-defined]
     retnet.form = "parallel"  # type: ignore[attr-defined]
     assert "chunk_size" not in retnet.notes | build("rwkv", "tiny", vocab_size=VOCAB_SIZE).notes
+
+
+@pytest.mark.parametrize("system", paper_systems())
+def test_picked_rows_of_a_state_go_on_by_themselves(system: str) -> None:
+    model = shared_model(system, torch.float64)
+    prefixes, ends = random_tokens(2, 9), random_tokens(3, 5, seed=1)
+    owners = torch.tensor([1, 0, 1])
+    _, state = model.prefill(prefixes)
+    hidden, _ = model.read_hidden(ends, state.picked(owners))
+    expected = model(torch.cat((prefixes[owners], ends), dim=1))[:, 9:]
+
+    assert error(model.head(hidden).detach(), expected.detach()) < TOLERANCE[torch.float64]
+    assert (
+        error(model.read_hidden(ends[:2], state)[0], model.read_hidden(ends[:2], model.prefill(prefixes)[1])[0]) < 1e-12
+    )

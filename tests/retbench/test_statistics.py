@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from retbench.statistics import Interval, median_interval, percentile, slope_interval
+from retbench.statistics import Interval, mean_interval, median_interval, percentile, slope_interval
 
 
 def groups_of(seed: int, count: int, size: int, shared: float = 0.0) -> list[list[float]]:
@@ -137,3 +137,11 @@ def test_the_interval_covers_the_truth_when_the_steps_of_a_visit_share_their_noi
         covered += interval.low <= 1 <= interval.high
 
     assert covered >= 0.9 * 200
+
+
+def test_the_interval_of_a_mean_holds_it_and_narrows_with_more_samples() -> None:
+    few, many = (mean_interval([0.0, 1.0, 1.0, 1.0] * times) for times in (5, 500))
+
+    assert few.value == many.value == 0.75
+    assert few.low < many.low < 0.75 < many.high < few.high
+    assert many.high - many.low == pytest.approx(2 * 1.96 * (0.75 * 0.25 / 2000) ** 0.5, rel=0.1)

@@ -1,6 +1,7 @@
 """Tokenizers in a checkpoint's folder: bytes, tokenizer.json, SentencePiece."""
 
 import builtins
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from retbench import tokenizer as tokenizers_of
 from retbench.errors import UsageError
 from retbench.tokenizer import ByteTokenizer, load_tokenizer
+from tests.retbench.real_packages import ids, installed, package_folder, strings
 
 TEXT = ["the state of the union is strong", "the union of the states", "a strong state", "états unis"]
 
@@ -77,3 +79,28 @@ def test_a_missing_package_is_named_with_its_install_line(tmp_path: Path, monkey
 
     with pytest.raises(UsageError, match=r"needs the package tokenizers: pip install 'retbench\[text\]'"):
         load_tokenizer(tmp_path)
+
+
+def test_the_ends_of_a_text_are_those_that_transformers_wrote(tmp_path: Path) -> None:
+    library = pytest.importorskip("tokenizers")
+    words = {"<s>": 0, "</s>": 1, "<start>": 2, "<end>": 3}
+    library.Tokenizer(library.models.WordLevel(words, unk_token="<s>")).save(str(tmp_path / "tokenizer.json"))
+    assert (load_tokenizer(tmp_path).bos, load_tokenizer(tmp_path).eos) == (0, 1)
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": {"content": "<start>"}, "eos_token": "<end>"}')
+
+    assert (load_tokenizer(tmp_path).bos, load_tokenizer(tmp_path).eos) == (2, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_sentencepiece_ids_are_those_of_transformers(tmp_path: Path) -> None:
+    """By the vocabulary of Mistral and the public RetNet checkpoints: BOS and the blank in front of the first word."""
+    pytest.importorskip("sentencepiece")
+    data = package_folder(installed("mistral-common", "mistral-common==1.13.1", dependencies=False), "mistral_common")
+    shutil.copy(data / "data/tokenizer.model.v1", tmp_path / "tokenizer.model")
+    python = installed("transformers-4.57.6-sp", "transformers==4.57.6", "sentencepiece", "protobuf").python
+    texts = strings(1000)
+    tokenizer = load_tokenizer(tmp_path)
+    expected = ids(python, "transformers.LlamaTokenizer(folder + '/tokenizer.model')", tmp_path, texts)
+
+    assert [tokenizer.encode(text) for text in texts] == expected

@@ -1,0 +1,164 @@
+"""The child's side of an evaluation: loads a checkpoint once, runs task after task by lm-eval, sends what came."""
+
+import importlib.util
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from retbench.devices import find_device
+from retbench.evaluate.tasks import TASKS, Data, definition, local_task
+from retbench.timing import Stopwatch
+from retbench.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    from models.language_model import LanguageModel
+
+SEED = 1234  # lm-eval's own for the choice of examples
+BYTES = 512  # a larger vocabulary is not one of bytes
+METRICS = ("acc", "acc_norm")
+
+Send = Callable[[dict[str, Any]], None]
+
+
+def evaluate(request: dict[str, Any], send: Send) -> Iterator[dict[str, Any]]:
+    """Of every job: that it started, how far it is (by ``send``), and ``metrics`` with ``documents``, or ``not_run``.
+
+    ``refused`` says that this checkpoint cannot be evaluated at all.
+    """
+    if request["offline"]:
+        os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"  # before anything reads them
+    import torch
+
+    from models.checkpoint import CheckpointError, load_checkpoint
+    from retbench.measure import TORCH_DTYPES
+
+    torch.set_num_threads(request["threads"])
+    folder = Path(request["checkpoint"])
+    try:
+        model = load_checkpoint(folder, TORCH_DTYPES[request["dtype"]], request["device"])
+    except CheckpointError as error:
+        yield {"refused": " ".join(str(error).split())}
+        return
+    tokenizer = load_tokenizer(folder)
+    problem = mismatch(tokenizer, model.config.vocab_size)
+    if problem:
+        yield {"refused": f"{folder}: {problem}"}
+        return
+    for at, job in enumerate(request["jobs"]):
+        yield {"at": at, "started": True}
+        told = partial(_tell, send, at)
+        yield {"at": at, **_run(model, tokenizer, request, job, told)}
+
+
+def mismatch(tokenizer: Tokenizer, vocab_size: int) -> str | None:
+    """Why texts of this tokenizer are nothing to a model of this vocabulary, None where they may be."""
+    if isinstance(tokenizer, ByteTokenizer) and vocab_size > BYTES:
+        return f"has no tokenizer.json or tokenizer.model, and a vocabulary of {vocab_size} is not one of bytes"
+    if tokenizer.vocab_size > vocab_size:
+        return f"the tokenizer has {tokenizer.vocab_size} tokens, the model {vocab_size}"
+    return None
+
+
+def _tell(send: Send, at: int, scored: int, total: int) -> None:
+    send({"at": at, "scored": scored, "total": total})
+
+
+def _run(
+    model: "LanguageModel",
+    tokenizer: Tokenizer,
+    request: dict[str, Any],
+    job: dict[str, Any],
+    told: Callable[[int, int], None],
+) -> dict[str, Any]:
+    """One task with one number of shots."""
+    from lm_eval import evaluator
+
+    from retbench.evaluate.lm import ContractLM
+    from retbench.evaluate.scoring import Scorer
+
+    longest = min(request["max_length"], getattr(model.config, "l_max", request["max_length"]))
+    lm = ContractLM(Scorer(model, longest), tokenizer, told)
+    with tempfile.TemporaryDirectory() as temporary:
+        try:
+            task = _load(job, Path(temporary))
+        except Exception as error:  # noqa: BLE001 - a download or a definition may fail in any way; the others go on
+            return {"not_run": " ".join(str(error).split())[:300] or type(error).__name__}
+        task.set_config(key="num_fewshot", value=job["num_fewshot"])
+        task.set_fewshot_seed(seed=SEED)
+        stopwatch = Stopwatch(find_device(request["device"]))
+        found = evaluator.evaluate(
+            lm=lm, task_dict={"tasks": {job["task"]: task}}, limit=request["limit"], bootstrap_iters=0
+        )
+        stopwatch.lap()
+    samples = found.pop("samples")[job["task"]]
+    if request["output_path"]:
+        _write(Path(request["output_path"]), found, samples, request, job)
+    work = lm.scorer.work
+    return {
+        "metrics": {
+            "documents": len(samples),
+            "truncated_requests": sum(score.truncated > 0 for score in lm.scores),
+            "read_tokens": work.read_tokens,
+            "plain_tokens": work.plain_tokens,
+            "seconds": stopwatch.laps_s[0],
+        },
+        "documents": [_document(sample) for sample in samples],
+    }
+
+
+def _load(job: dict[str, Any], folder: Path) -> Any:
+    """lm-eval's task of a job, from a definition written for it."""
+    from lm_eval.tasks import TaskManager
+
+    known = {task.name: task for task in TASKS}
+    task = known.get(job["task"]) or local_task(job["task"])
+    data = Data(**job["data"]) if job["data"] else None
+    spec = importlib.util.find_spec("lm_eval.tasks")
+    assert spec is not None, "it was imported above"
+    stock = Path(spec.origin or "").parent
+    definitions = folder / "tasks"
+    definitions.mkdir()
+    text = json.dumps(definition(task, data, stock, folder / "cache"))  # JSON is YAML
+    (definitions / f"{task.name}.yaml").write_text(text, encoding="utf-8")
+    manager = TaskManager(include_path=str(definitions), include_defaults=False)
+    return manager.load([task.name])["tasks"][task.name]
+
+
+def _document(sample: dict[str, Any]) -> dict[str, Any]:
+    """Of one document: its hash, the loglikelihood of each choice, the right one, and each metric."""
+    return {
+        "doc": sample["doc_hash"],
+        "target": sample["target"],
+        "loglikelihoods": [value for value, _ in sample["filtered_resps"]],
+        **{name: sample[name] for name in METRICS if name in sample},
+    }
+
+
+def _write(
+    folder: Path, results: dict[str, Any], samples: list[dict[str, Any]], request: dict[str, Any], job: dict[str, Any]
+) -> None:
+    """lm-eval's own files, under its own names."""
+    from lm_eval.utils import handle_non_serializable
+
+    folder = folder / Path(request["checkpoint"]).resolve().name
+    folder.mkdir(parents=True, exist_ok=True)
+    now = datetime.now(UTC)
+    stamp = now.isoformat().replace(":", "-")
+    results["config"] = {
+        "model": "retbench",
+        "model_args": {"checkpoint": request["checkpoint"], "dtype": request["dtype"]},
+        "device": request["device"],
+        "limit": request["limit"],
+        "max_length": request["max_length"],
+        "fewshot_seed": SEED,
+    }
+    results["date"] = now.timestamp()
+    text = json.dumps(results, indent=2, default=handle_non_serializable, ensure_ascii=False)
+    (folder / f"results_{stamp}.json").write_text(text + "\n", encoding="utf-8")
+    lines = [json.dumps(sample, default=handle_non_serializable, ensure_ascii=False) + "\n" for sample in samples]
+    (folder / f"samples_{job['task']}_{stamp}.jsonl").write_text("".join(lines), encoding="utf-8")

@@ -1,0 +1,69 @@
+"""Packages of the index that slow tests compare with or take real data from, and real text to try."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retbench.environment import ROOT
+from retbench.errors import UsageError
+from retbench.venvs import Venv
+
+
+def installed(name: str, *requirements: str, dependencies: bool = True) -> Venv:
+    """An environment with the requirements, kept in the user's cache; skips the test where there is no index."""
+    venv = Venv(name, requirements, dependencies)
+    try:
+        venv.install()
+    except UsageError as failure:
+        if "from versions: none" in str(failure):
+            pytest.skip(f"{requirements[0]} cannot be installed: the package index is not reachable")
+        raise
+    return venv
+
+
+def package_folder(venv: Venv, package: str) -> Path:
+    (folder,) = venv.folder.glob(f"lib/python*/site-packages/{package}")
+    return folder
+
+
+def run(python: Path, code: str, *arguments: str, given: object = None) -> str:
+    """What the code prints, ``given`` on its standard input as JSON; without a network."""
+    done = subprocess.run(
+        [str(python), "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        input=json.dumps(given),
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def ids(python: Path, make: str, folder: Path, texts: list[str]) -> Any:
+    """The token ids of transformers; ``make`` is the expression of its tokenizer, with the folder as ``folder``."""
+    code = f"import json, sys, transformers; folder = sys.argv[1]; tokenizer = {make}"
+    code += "; print(json.dumps([tokenizer(text)['input_ids'] for text in json.load(sys.stdin)]))"
+    return json.loads(run(python, code, str(folder), given=texts))
+
+
+def strings(count: int) -> list[str]:
+    """Lines of this project, blanks in front as they stand, with blanks, other scripts and numbers behind."""
+    files = sorted([*ROOT.glob("*.md"), *ROOT.glob("*/*.py"), *ROOT.glob("docs/*.md")])
+    lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    step = len(lines) / count
+    extra = (
+        "",
+        "  two blanks",
+        "naïve café 12345",
+        "東京 2024",
+        "смысл 3.14",
+        "tab\there\nand a line",
+        "🙂 smile",
+        " ",
+    )
+    return [lines[int(at * step)] + extra[at % len(extra)] for at in range(count - 1)] + [""]
