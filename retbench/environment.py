@@ -69,9 +69,9 @@ def capture(device: Device, threads: int) -> dict[str, Any]:
 
 
 @cache
-def code_hash(root: Path = ROOT, patterns: tuple[str, ...] = MEASURED_CODE) -> str:
-    """A hash of the source files that decide what is measured and how."""
-    digest = hashlib.sha256()
+def code_hash(root: Path | None = None, patterns: tuple[str, ...] = MEASURED_CODE) -> str:
+    """A hash of the source files, ours or those of ``root``, that decide what is measured and how."""
+    root, digest = root or ROOT, hashlib.sha256()
     for path in sorted(path for pattern in patterns for path in root.glob(pattern)):
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()

@@ -30,6 +30,7 @@ def test_bisection_finds_the_edge_from_wherever_it_starts(start: int, edge: int)
     assert tries <= 20
 
 
+@pytest.mark.slow
 def test_the_frontier_of_a_limit_of_memory_is_that_of_the_plan(tmp_path: Path) -> None:
     words = [*SWEEP.split(), "--systems", "retnet,transformer-flash", "--mem-limit", "200MiB", "--format", "jsonl"]
     done = run(tmp_path, *words)

@@ -284,7 +284,7 @@ def test_the_same_command_continues_where_it_was_ended(story: list[Chapter]) -> 
 
 
 def test_a_cell_beyond_all_memory_is_skipped_with_its_predicted_bytes(tmp_path: Path) -> None:
-    words = [*TINY, "--systems", "transformer", "--size", "13b", "--batch-size", "4096", "--seq-len", "1m"]
+    words = [*TINY, "--systems", "transformer", "--size", "13b", "--batch-size", "65536", "--seq-len", "64k"]
 
     done = run(tmp_path, *words)
 

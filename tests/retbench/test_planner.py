@@ -53,6 +53,7 @@ flops_per_s = { bf16 = 1e14 }
 """
 
 
+@pytest.mark.slow
 def test_the_command_plans_several_workloads_for_a_device_of_the_user(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(DEVICE)
     words = "--workload decode,train_step --systems retnet --size tiny --seq-len 128 --batch-size 1 --format jsonl"
