@@ -38,7 +38,7 @@ Limit = Annotated[
 MaxLength = Annotated[
     int, typer.Option(help="Tokens that a model reads at most; longer contexts lose their left.", min=2)
 ]
-OutputPath = Annotated[Path | None, typer.Option(help="Folder that gets lm-eval's own results and samples.")]
+OutputPath = Annotated[Path | None, typer.Option(help="Folder for lm-eval's own files of what is run now.")]
 
 
 def command(
@@ -76,6 +76,8 @@ def command(
         output_path=output_path,
     )
     found = [find_checkpoint(folder) for folder in checkpoint]
+    if len({one.system for one in found}) < len(found):
+        raise UsageError("two checkpoints would have one name: give folders of different names")
     jobs = plan_jobs(find_tasks(tasks, data_dir), parse_shots(num_fewshot), data_dir)
     check_installed()
     store = Store(results_path(out, chosen.slug(), EXPERIMENT))

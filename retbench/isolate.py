@@ -20,6 +20,8 @@ from retbench.worker import OUT_OF_MEMORY
 
 LOG_TAIL_BYTES = 4000
 
+Listener = Callable[[dict[str, Any]], None]
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -28,9 +30,6 @@ class Outcome:
     status: Status
     reason: str | None
     messages: list[dict[str, Any]]
-
-
-Listener = Callable[[dict[str, Any]], None]
 
 
 def run_worker(

@@ -16,9 +16,9 @@ from retbench.evaluate.scoring import Scorer
 from retbench.timing import Stopwatch
 
 SHOT_TOKENS, QUESTION_TOKENS, CHOICE_TOKENS = (40, 60), (30, 50), (4, 14)  # from, to
-DOCUMENTS, SHOTS, CHOICES = 8, 4, 4
-ROUNDS = 5
-SIZE = "mini"
+DOCUMENTS, SHOTS, CHOICES = 4, 4, 4
+ROUNDS = 3
+SIZE = "small"
 
 
 def documents(vocab_size: int, seed: int = 0) -> list[tuple[list[int], list[int]]]:

@@ -162,6 +162,7 @@ def test_a_vocabulary_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
     [
         (["--tasks", "piqqa"], "unknown task 'piqqa'; did you mean 'piqa'?"),
         (["--tasks", "sums", "--num-fewshot", "4"], "sums has a pool of 3 examples"),
+        (["--tasks", "sums", "--checkpoint", "{checkpoint}"], "two checkpoints would have one name"),
         (["--tasks", "bad"], "bad.validation.jsonl:1: field 'label' is missing"),
         (["--tasks", "sums", "--num-fewshot", "-1"], "numbers from 0 to"),
     ],
@@ -171,7 +172,8 @@ def test_bad_input_is_one_line_and_exit_2(arguments: list[str], words: str, chec
     write(tmp_path, "sums", "validation", document)
     write(tmp_path, "sums", "train", *[document] * 3)
     write(tmp_path, "bad", "validation", {"query": "1 + 1 =", "choices": ["2", "3"]})
-    done = evaluate(tmp_path, "--checkpoint", str(checkpoint), "--data-dir", str(tmp_path), *arguments)
+    given = [argument.format(checkpoint=checkpoint) for argument in arguments]
+    done = evaluate(tmp_path, "--checkpoint", str(checkpoint), "--data-dir", str(tmp_path), *given)
 
     assert done.returncode == 2
     assert words in done.stderr
