@@ -94,7 +94,7 @@ def test_the_version_is_shown(run: Run) -> None:
         ("systems", list(systems())),
         ("peers", ["torchscale", "transformers-llama"]),
         ("sizes", ["tiny", "mini", "small", "200m", "1.3b", "2.7b", "6.7b", "13b"]),
-        ("experiments", ["complexity", "inference", "speed"]),
+        ("experiments", ["complexity", "evaluate", "inference", "speed"]),
         ("devices", ["cpu", "cuda"]),
     ],
 )
