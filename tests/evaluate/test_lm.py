@@ -43,19 +43,19 @@ def test_a_continuation_begins_with_the_blanks_of_its_context(model: LanguageMod
     assert value == pytest.approx(loglikelihood(model, list(b"The sky is blue"), len("The sky is")))
 
 
-def test_an_empty_context_is_a_newline_where_the_tokenizer_has_no_bos(model: LanguageModel) -> None:
+def test_an_empty_context_is_the_end_of_a_text_where_the_tokenizer_has_no_bos(model: LanguageModel) -> None:
     ((value, _),) = lm_of(model).loglikelihood(requests("loglikelihood", ("", "blue")))
 
-    assert value == pytest.approx(loglikelihood(model, list(b"\nblue"), 1))
+    assert value == pytest.approx(loglikelihood(model, list(b"\0blue"), 1))
 
 
 def test_a_rolling_loglikelihood_counts_every_token_once_in_windows(model: LanguageModel) -> None:
     text = "The quick brown fox"
     whole, cut = (lm_of(model, length).loglikelihood_rolling(requests("r", (text,), ("fox",))) for length in (128, 8))
 
-    assert whole == pytest.approx([loglikelihood(model, list(f"\n{t}".encode()), 1) for t in (text, "fox")])
+    assert whole == pytest.approx([loglikelihood(model, list(f"\0{t}".encode()), 1) for t in (text, "fox")])
     assert cut[1] == pytest.approx(whole[1])
-    assert cut[0] == pytest.approx(rolling(model, list(f"\n{text}".encode()), 8))
+    assert cut[0] == pytest.approx(rolling(model, list(f"\0{text}".encode()), 8))
 
 
 def rolling(model: LanguageModel, ids: list[int], length: int) -> float:

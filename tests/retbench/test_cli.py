@@ -309,7 +309,7 @@ def test_a_cell_above_the_free_memory_is_skipped_with_its_predicted_bytes(
 
 
 def test_what_could_not_be_predicted_is_told(run: Run, children: Children, monkeypatch: pytest.MonkeyPatch) -> None:
-    def run_child(command: Sequence[str], request: dict[str, Any], timeout_s: float, variables: object) -> Outcome:
+    def run_child(command: Sequence[str], request: dict[str, Any], timeout_s: float, *_: object) -> Outcome:
         if request["task"] == "predict":
             return Outcome("killed", "killed by SIGKILL", [{"predicted": {}, "problem": "no prediction for it"}])
         return children.run(command, request, timeout_s)
@@ -327,7 +327,7 @@ def test_what_could_not_be_predicted_is_told(run: Run, children: Children, monke
 def test_an_interrupt_ends_with_130_and_says_what_is_stored(
     run: Run, children: Children, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run_child(command: Sequence[str], request: dict[str, Any], timeout_s: float, variables: object) -> Outcome:
+    def run_child(command: Sequence[str], request: dict[str, Any], timeout_s: float, *_: object) -> Outcome:
         if request["task"] == "measure" and request["cell"]["system"] == "transformer":
             raise KeyboardInterrupt
         return children.run(command, request, timeout_s)

@@ -214,7 +214,9 @@ def test_no_descriptor_is_left_open() -> None:
 def test_a_worker_starts_with_our_packages_first_and_the_recorded_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
 
-    def spy(command: list[str], request: dict[str, Any], timeout_s: float, variables: dict[str, str]) -> Outcome:
+    def spy(
+        command: list[str], request: dict[str, Any], timeout_s: float, variables: dict[str, str], _: object
+    ) -> Outcome:
         seen.update(command=command, request=request, timeout_s=timeout_s, variables=variables)
         return Outcome("ok", None, [])
 
@@ -238,7 +240,7 @@ def test_the_python_of_a_peer_finds_its_own_packages_first(monkeypatch: pytest.M
     monkeypatch.setenv("PYTHONPATH", "/elsewhere")
 
     isolate.run_worker({"task": "measure"}, 1, 7.0, "/peer/bin/python")
-    command, _, _, variables = seen
+    command, _, _, variables, _ = seen
 
     assert command == ["/peer/bin/python", "-m", "retbench.worker"]
     assert variables["PYTHONPATH"] == "/elsewhere"
