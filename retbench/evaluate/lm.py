@@ -10,7 +10,7 @@ from retbench.evaluate.scoring import Score, Scorer
 from retbench.generate import generate
 from retbench.tokenizer import Tokenizer
 
-NEWLINE = ord("\n")  # what begins a text where the tokenizer, such as that of bytes, has neither BOS nor EOS
+NEWLINE = ord("\n")  # what begins a text where the tokenizer has neither BOS nor EOS
 MAX_GENERATED = 256  # tokens, where a task does not say
 
 Progress = Callable[[int, int], None]  # requests done, requests
