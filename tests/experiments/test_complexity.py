@@ -11,7 +11,7 @@ from experiments import complexity
 from models import build
 from models.catalogue import paper_systems
 from retbench.devices.cpu import DEVICE as CPU
-from retbench.measure import train_step
+from retbench.measure import forward_backward
 from retbench.report.growth import byte_growth
 from retbench.statistics import Interval
 from tests.experiments.conftest import run, stored
@@ -132,7 +132,7 @@ def test_training_bytes_grow_with_an_exponent_that_is_right_to_2_percent(system:
 
     def train_bytes(length: int) -> int:
         tokens = random_tokens(1, length + 1, vocab_size=8)
-        return CPU.peak_memory(lambda: None, lambda _: train_step(model, tokens)).tensor_bytes
+        return CPU.peak_memory(lambda: None, lambda _: forward_backward(model, tokens)).tensor_bytes
 
     train_bytes(shortest)  # makes what is made once
     found = byte_growth({shortest * 2**n: train_bytes(shortest * 2**n) for n in range(4)})
