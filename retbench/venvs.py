@@ -17,7 +17,9 @@ from retbench.environment import ROOT, sha256
 from retbench.errors import UsageError
 
 LENT = ("torch", "numpy", "safetensors")
-OUR_PIP = importlib.util.find_spec("pip") is not None  # else an environment gets its own, which takes longer
+# Else an environment gets its own, which takes longer. Not by find_spec: setuptools takes a search for pip for pip's
+# start and drops its distutils in this process, without which torch.compile fails.
+OUR_PIP = any(metadata.distributions(name="pip"))
 
 
 @dataclass(frozen=True)

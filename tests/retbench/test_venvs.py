@@ -114,3 +114,10 @@ def test_torch_is_lent(cache: Path) -> None:
     done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True, cwd="/")
 
     assert done.stdout.strip() == torch.__file__
+
+
+def test_environments_leave_setuptools_as_torch_needs_it() -> None:
+    """setuptools drops its distutils where anything looks for the module pip, and cannot be imported then."""
+    code = "import retbench.venvs, setuptools; assert 'setuptools' in setuptools.distutils.__file__"
+
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=60)
