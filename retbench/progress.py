@@ -16,14 +16,11 @@ from retbench.spec import Cell
 Show = Callable[[Sequence[Record], int], RenderableType]
 
 
-class Progress(AbstractContextManager["Progress"]):
-    """Counts cells, tells the time left and what came of each; ``show`` draws the records so far for a width."""
+class LiveLine(AbstractContextManager["LiveLine"]):
+    """What stands below a running command: redrawn in place on a terminal, lines of its own elsewhere."""
 
-    def __init__(self, total: int, show: Show, console: Console) -> None:
-        self.total = total
-        self.show = show
+    def __init__(self, console: Console) -> None:
         self.console = console
-        self.records: list[Record] = []
         self.live = Live(console=console, transient=True, auto_refresh=False) if console.is_terminal else None
 
     def __enter__(self) -> Self:
@@ -37,6 +34,19 @@ class Progress(AbstractContextManager["Progress"]):
         if self.live:
             self.live.stop()
 
+    def line(self, text: str) -> None:
+        self.console.print(text, soft_wrap=True, markup=False, highlight=False)
+
+
+class Progress(LiveLine):
+    """Counts cells, tells the time left and what came of each; ``show`` draws the records so far for a width."""
+
+    def __init__(self, total: int, show: Show, console: Console) -> None:
+        super().__init__(console)
+        self.total = total
+        self.show = show
+        self.records: list[Record] = []
+
     def started(self, cell: Cell, left_s: float) -> None:
         left = f"about {format_duration(left_s)} left" if left_s > 1 else "over its budget, ending soon"
         text = f"[{len(self.records) + 1}/{self.total}] {cell.label} ... {left}"
@@ -44,19 +54,16 @@ class Progress(AbstractContextManager["Progress"]):
             table = [self.show(self.records, self.console.width)] if self.records else []
             self.live.update(Group(*table, Text(text, style="cyan")), refresh=True)
         else:
-            self._line(text)
+            self.line(text)
 
     def finished(self, record: Record, reused: bool) -> None:
         self.records.append(record)
         if not self.live:
             stored = " (stored)" if reused else ""
-            self._line(f"[{len(self.records)}/{self.total}] {record.cell.label}: {summary(record)}{stored}")
+            self.line(f"[{len(self.records)}/{self.total}] {record.cell.label}: {summary(record)}{stored}")
 
     def mended(self, problem: str) -> None:
-        self._line(problem)
-
-    def _line(self, text: str) -> None:
-        self.console.print(text, soft_wrap=True, markup=False, highlight=False)
+        self.line(problem)
 
 
 def summary(record: Record) -> str:

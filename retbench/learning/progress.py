@@ -1,15 +1,12 @@
 """Shows a training run on stderr: one live line on a terminal, a line now and then elsewhere."""
 
 from collections import deque
-from contextlib import AbstractContextManager
-from types import TracebackType
-from typing import Self
 
 from rich.console import Console
-from rich.live import Live
 from rich.text import Text
 
 from retbench.learning.run import Run
+from retbench.progress import LiveLine
 from retbench.quantities import format_duration
 from retbench.timing import rate
 
@@ -17,26 +14,14 @@ RECENT = 20  # steps whose times give the speed
 QUIET_S = 10.0  # between lines where there is no terminal
 
 
-class TrainingProgress(AbstractContextManager["TrainingProgress"]):
+class TrainingProgress(LiveLine):
     """Told of every step; the speed is that of the last steps."""
 
     def __init__(self, run: Run, console: Console) -> None:
+        super().__init__(console)
         self.run = run
-        self.console = console
-        self.live = Live(console=console, transient=True, auto_refresh=False) if console.is_terminal else None
         self._times_s: deque[float] = deque(maxlen=RECENT)
         self._quiet_s = QUIET_S  # so that the first step is shown
-
-    def __enter__(self) -> Self:
-        if self.live:
-            self.live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.live:
-            self.live.stop()
 
     def made(self, step: int, loss: float, seconds: float) -> None:
         """``step`` steps are made, the last of them with ``loss`` in ``seconds``."""
@@ -49,5 +34,5 @@ class TrainingProgress(AbstractContextManager["TrainingProgress"]):
         if self.live:
             self.live.update(Text(text, style="cyan"), refresh=True)
         elif self._quiet_s >= QUIET_S or step == self.run.steps:
-            self.console.print(text, soft_wrap=True, markup=False, highlight=False)
+            self.line(text)
             self._quiet_s = 0.0

@@ -10,7 +10,7 @@ from retbench.report.conditions import disturbance_words, measured_words
 from retbench.report.frame import BASELINE, CHALLENGER, METRICS, SETTING, headline_group, rows, to_frame
 from retbench.report.numbers import ABSENT, memory_unit, ratio, significant, with_interval
 from retbench.report.paper import QUANTITIES, Paper, Quantity
-from retbench.report.tables import Column, Detail, Entry, Table
+from retbench.report.tables import Column, Detail, Entry, Table, shortened
 
 Row = dict[str, Any]
 Maker = Callable[[Row], Entry]
@@ -20,7 +20,6 @@ CONDITIONS = {name: name for name in ("dtype", "device", "threads", "machine")} 
 }
 CONCAT_CACHE = "transformer-concat-cache"
 NATIVE = "native"  # how the backend of a cell with native steps begins
-REASON_LENGTH = 160  # of a reason below a table; csv and json hold all of it
 
 
 def inference_table(records: Sequence[Record], paper: Paper) -> Table:
@@ -272,9 +271,9 @@ def _failures(body: Sequence[Row]) -> tuple[str, ...]:
     cells: dict[str, list[str]] = {}
     for row in body:
         if row["status"] != "ok":
-            cells.setdefault(f"{row['status']}: {_shortened(row['reason'])}", []).append(_cell(row))
+            cells.setdefault(f"{row['status']}: {shortened(row['reason'])}", []).append(_cell(row))
         elif row["ttft_status"] not in (None, "ok"):
-            reason = f"TTFT {row['ttft_status']}: {_shortened(row['ttft_reason'] or 'no reason given')}"
+            reason = f"TTFT {row['ttft_status']}: {shortened(row['ttft_reason'] or 'no reason given')}"
             cells.setdefault(reason, []).append(_cell(row))
     return tuple(f"{reason} - {'; '.join(names)}" for reason, names in cells.items())
 
@@ -303,11 +302,6 @@ def _quantized(body: Sequence[Row]) -> tuple[str, ...]:
         return ()
     systems = "; ".join(f"{system} {', '.join(said)}" for system, said in words.items())
     return (f"int8 weights: error of the logits (rms, relative) against the same weights as they are: {systems}",)
-
-
-def _shortened(reason: str) -> str:
-    line = " ".join(reason.split())
-    return line if len(line) <= REASON_LENGTH else f"{line[: REASON_LENGTH - 3]}..."
 
 
 def _conditions(records: Sequence[Record]) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+REASON_LENGTH = 160  # of a reason below a table; csv and json hold all of it
 Format = Literal["table", "md", "csv", "json"]
 Detail = Literal["terminal", "page", "data"]
 Justify = Literal["left", "right"]
@@ -60,6 +61,12 @@ class Table:
     def shown(self, *details: Detail) -> list[int]:
         """Positions of the columns with one of these details."""
         return [at for at, column in enumerate(self.columns) if column.detail in details]
+
+
+def shortened(reason: str) -> str:
+    """A reason in one line that fits below a table."""
+    line = " ".join(reason.split())
+    return line if len(line) <= REASON_LENGTH else f"{line[: REASON_LENGTH - 3]}..."
 
 
 def render(tables: Table | Sequence[Table], fmt: Format, file: TextIO, width: int | None = None) -> None:

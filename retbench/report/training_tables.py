@@ -10,7 +10,7 @@ from typing import Any
 from retbench.record import Record
 from retbench.report.conditions import disturbance_words, measured_words
 from retbench.report.numbers import ABSENT, memory_unit, ratio, significant, with_interval
-from retbench.report.tables import Column, Detail, Entry, Table
+from retbench.report.tables import Column, Detail, Entry, Table, shortened
 from retbench.spec import Cell, Training
 
 Row = tuple[Entry, ...]
@@ -30,7 +30,6 @@ CONDITIONS = {  # columns, those that differ between cells head the sections of 
     "chunk_size": "chunk",
 }
 LEAST_SHOWN = 0.01  # of a unit of memory
-REASON_LENGTH = 160  # of a reason below a table; csv and json hold all of it
 
 
 def training_tables(records: Sequence[Record]) -> list[Table]:
@@ -236,14 +235,9 @@ def _rank_words(records: Sequence[Record]) -> tuple[str, ...]:
 
 def _failures(records: Sequence[Record]) -> tuple[str, ...]:
     failed = [record for record in records if record.status != "ok"]
-    return tuple(f"{one.cell.label}: {one.status}, {_shortened(str(one.reason))}" for one in failed)
+    return tuple(f"{one.cell.label}: {one.status}, {shortened(str(one.reason))}" for one in failed)
 
 
 def _notes(records: Sequence[Record]) -> tuple[str, ...]:
     plain = [(one.cell.label, one.notes["not_compiled"]) for one in records if one.notes.get("not_compiled")]
-    return tuple(f"{label}: not compiled, {_shortened(reason)}" for label, reason in plain)
-
-
-def _shortened(reason: str) -> str:
-    line = " ".join(reason.split())
-    return line if len(line) <= REASON_LENGTH else f"{line[: REASON_LENGTH - 3]}..."
+    return tuple(f"{label}: not compiled, {shortened(reason)}" for label, reason in plain)
