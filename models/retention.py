@@ -120,7 +120,7 @@ def chunkwise(
     whole, rest = divmod(length - length % chunk_size, segment)
     sizes = [size for size in (*[segment] * whole, rest, length % chunk_size) if size]
     # Slices would each get a gradient of the whole length.
-    segments = zip(*(x.split(sizes, dim=2) if len(sizes) > 1 else (x,) for x in (q, k, v)), strict=True)
+    segments = zip(*(x.split_with_sizes(sizes, dim=2) if len(sizes) > 1 else (x,) for x in (q, k, v)), strict=True)
     outputs = []
     for pieces in segments:
         size = min(chunk_size, pieces[0].shape[2])
