@@ -23,7 +23,7 @@ MEMORY_SHARE = 0.9  # of the free memory that a run may be expected to need
 FIRST_ROUND_SHARE = 0.6  # of the time; the rest repeats what was measured
 VISIT_S = 0.1  # of timed runs a visit, where one run is shorter
 MOST_RUNS = 16  # a visit
-CHEAP_VISITS = 3  # in each later round, to lengths where one run takes no longer than a visit shall
+CHEAP_VISITS = 5  # in each later round, to lengths where one run takes no longer than a visit shall
 
 Run = Callable[[], object]
 
