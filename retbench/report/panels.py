@@ -24,7 +24,7 @@ Value = tuple[float, float, float]  # a number with the ends of its interval
 
 @dataclass(frozen=True)
 class Line:
-    """One system's measured points, by x, and the statuses of those that failed, by x; ``machine`` has its own kind of line."""
+    """One system's measured points on a machine, by x, and the statuses of those that failed, by x."""
 
     system: str
     points: dict[int, Value]
