@@ -87,6 +87,12 @@ def test_bytes_whose_fastest_term_is_not_to_be_seen_yet_have_no_exponent() -> No
     assert byte_growth(saturating) is None
 
 
+def test_bytes_that_jump_at_one_length_have_no_exponent() -> None:
+    jumping = {length: 2**16 * length + (2**26 if length == LENGTHS[-1] else 0) for length in LENGTHS}
+
+    assert byte_growth(jumping) is None
+
+
 def test_too_few_lengths_have_no_exponent() -> None:
     two = {256: 1, 512: 2}
 
