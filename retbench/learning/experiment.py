@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from models.catalogue import paper_systems
 from retbench import options
@@ -17,8 +16,12 @@ from retbench.learning.run import ORDERS, Run
 from retbench.quantities import parse_counts, parse_duration
 from retbench.record import Record
 from retbench.registry import choose
-from retbench.session import Report, show
 from retbench.spec import Cell, Dtype
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from retbench.session import Report
 
 MOST_SEEDS = 100
 
@@ -86,8 +89,10 @@ def trainable(dtype: Dtype) -> Dtype:
     return dtype
 
 
-def run(experiment: str, asked: Asked, report: Report) -> None:
+def run(experiment: str, asked: Asked, report: "Report") -> None:
     """Trains what is not trained yet and shows everything; a dry run shows what a step of each system needs."""
+    from rich.console import Console
+
     preset, systems, seeds = asked.setting()
     cells = preset.cells(systems, seeds)
     console = Console(stderr=True)
@@ -107,11 +112,12 @@ def dry_run(cells: Sequence[Cell], specification: str, output_format: str) -> No
     show_plan(list(dict.fromkeys(steps)), find_specification(specification), output_format)
 
 
-def train(experiment: str, cells: Sequence[Cell], asked: Asked, report: Report, console: Console) -> None:
+def train(experiment: str, cells: Sequence[Cell], asked: Asked, report: "Report", console: "Console") -> None:
     """Runs the cells and shows their tables and figures."""
     from retbench.learning.batches import Batches  # these load numpy
     from retbench.learning.material import bound, read_material
     from retbench.learning.suite import Suite
+    from retbench.session import show
 
     first = cells[0]
     assert first.learning is not None, "a preset's cells learn"
@@ -131,7 +137,7 @@ def train(experiment: str, cells: Sequence[Cell], asked: Asked, report: Report, 
     draw(experiment, report, records, asked.out, console)
 
 
-def draw(experiment: str, report: Report, records: Sequence[Record], out: Path, console: Console) -> None:
+def draw(experiment: str, report: "Report", records: Sequence[Record], out: Path, console: "Console") -> None:
     """Writes the figures below reports/."""
     from retbench.report.figures import save
 
@@ -156,5 +162,5 @@ def _choice(preset: Preset, cells: Sequence[Cell], seeds: int) -> str:
     )
 
 
-def _say(console: Console, text: str) -> None:
+def _say(console: "Console", text: str) -> None:
     console.print(text, soft_wrap=True, markup=False, highlight=False)
