@@ -96,11 +96,11 @@ def run(experiment: str, asked: Asked, report: "Report") -> None:
     preset, systems, seeds = asked.setting()
     cells = preset.cells(systems, seeds)
     console = Console(stderr=True)
-    _say(console, _choice(preset, cells, seeds))
-    if asked.dry_run:
-        dry_run(cells, preset.plan_for, asked.output_format)
-    else:
+    if not asked.dry_run:
         train(experiment, cells, asked, report, console)
+        return
+    _say(console, _choice(cells))
+    dry_run(cells, preset.plan_for, asked.output_format)
 
 
 def dry_run(cells: Sequence[Cell], specification: str, output_format: str) -> None:
@@ -126,6 +126,7 @@ def train(experiment: str, cells: Sequence[Cell], asked: Asked, report: "Report"
     material = read_material(first.learning.corpus, first.learning.others, first.learning.tokenizer)
     Batches(material.trained.train.ids, first.seq_len, first.batch_size, first.seed)  # or there is too little
     jobs = threads // first.threads if device.name == "cpu" else 1
+    _say(console, _choice(cells))
     suite = Suite(experiment, bound(cells, material), device, material, asked.out, jobs)
     try:
         records = suite.run(console, asked.fresh)
@@ -150,15 +151,17 @@ def draw(experiment: str, report: "Report", records: Sequence[Record], out: Path
         _say(console, f"figures: {', '.join(map(str, files))}")
 
 
-def _choice(preset: Preset, cells: Sequence[Cell], seeds: int) -> str:
+def _choice(cells: Sequence[Cell]) -> str:
     """What will be run, in a line."""
     models = [cell for cell in cells if cell.system not in ORDERS]
-    runs = [Run.of_cell(cell) for cell in models]
-    systems, sizes = (", ".join(dict.fromkeys(getattr(cell, name) for cell in models)) for name in ("system", "size"))
+    first = Run.of_cell(models[0])
+    names = (
+        ", ".join(dict.fromkeys(str(getattr(cell, name)) for cell in models)) for name in ("system", "size", "seed")
+    )
+    systems, sizes, seeds = names
     return (
-        f"preset {preset.name}: {len(models)} runs ({systems}; {sizes}; {seeds} seed{'s' * (seeds > 1)}), each "
-        f"{runs[0].steps} steps of {runs[0].step_tokens} tokens of {preset.corpus} by {preset.tokenizer}, "
-        f"{preset.dtype} on {preset.device}"
+        f"{len(models)} runs: {systems}; size {sizes}; seed {seeds}; each {first.steps} steps of {first.step_tokens} "
+        f"tokens of {first.corpus} by {first.tokenizer}, {first.dtype} on {first.device}"
     )
 
 
