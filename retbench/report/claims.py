@@ -11,8 +11,9 @@ from models.sizes import SIZES
 from retbench.record import Record
 from retbench.report.frame import mean_over_positions
 from retbench.report.growth import byte_growth
+from retbench.report.learning_scores import Pairs, score_of
 from retbench.report.tables import shortened
-from retbench.statistics import Interval, grouped_mean_interval, mean_interval
+from retbench.statistics import Interval, crossed_interval, mean_interval
 
 Measure = Literal["advantage", "saving", "over_length", "over_batch", "exponent", "value", "loss", "accuracy"]
 Verdict = Literal["supported", "not supported", "undecided", "not run"]
@@ -143,7 +144,7 @@ def _why_not(claim: Claim, records: Sequence[Record]) -> str:
 
 
 def _settings(claim: Claim, records: Sequence[Record]) -> list[list[Record]]:
-    """The ok records of each setting, the one nearest to the paper's first: with a baseline, as it is, large, long."""
+    """The ok records of each setting, the one nearest to the paper's first: with baselines, as it is, large, long."""
     groups: dict[Setting, list[Record]] = {}
     for record in records:
         if record.status == "ok" and record.cell.system in (claim.system, *claim.against):
@@ -157,7 +158,7 @@ def _setting(claim: Claim, record: Record) -> Setting:
     if claim.measure == "over_batch":
         cell = replace(cell, batch_size=0)
     if claim.measure == "loss":
-        cell = replace(cell, seed=0)
+        cell = replace(cell, seed=0, l_max=None)
     if claim.measure == "accuracy":
         cell = replace(cell, task=None, checkpoint=None, weights=None)
     return record.environment.get("machine"), cell
@@ -166,7 +167,8 @@ def _setting(claim: Claim, record: Record) -> Setting:
 def _nearness(claim: Claim, group: Sequence[Record]) -> tuple[Any, ...]:
     first, others = group[0].cell, {record.cell.system for record in group} - {claim.system}
     as_it_is = first.quantize == "none" and not first.compile
-    return len(others) > 1 or claim.against == tuple(others), as_it_is, _rank(group[0]), first.seq_len, first.batch_size
+    compared, tokens = len(others) > 1 or claim.against == tuple(others), first.learning.tokens if first.learning else 0
+    return compared, as_it_is, _rank(group[0]), tokens, first.seq_len, first.batch_size
 
 
 def _rank(record: Record) -> int:
@@ -220,17 +222,16 @@ def _value(claim: Claim, group: Sequence[Record]) -> Found:
 
 
 def _loss(claim: Claim, group: Sequence[Record]) -> Found:
-    """Nats a token by which each baseline is worse: documents in pairs, seed by seed."""
-    seeds: dict[str, dict[int, list[float]]] = {}
+    """Nats a token by which each baseline is worse: over the same documents and seeds."""
+    seeds: dict[str, dict[int, Pairs]] = {}
     for record in group:
-        if losses := document_losses(record, claim.metric):
-            seeds.setdefault(record.cell.system, {})[record.cell.seed] = losses
+        if pairs := document_losses(record, claim.metric):
+            seeds.setdefault(record.cell.system, {})[record.cell.seed] = pairs
     mine, found = seeds.pop(claim.system, {}), {}
     for name, theirs in seeds.items():
-        shared = [seed for seed in sorted(mine.keys() & theirs.keys()) if len(mine[seed]) == len(theirs[seed])]
-        if shared:
-            pairs = [zip(theirs[seed], mine[seed], strict=True) for seed in shared]
-            found[name] = grouped_mean_interval([[other - own for other, own in pair] for pair in pairs])
+        if shared := sorted(mine.keys() & theirs.keys()):
+            nats = [[b - a for (a, _), (b, _) in zip(mine[seed], theirs[seed], strict=True)] for seed in shared]
+            found[name] = crossed_interval(nats, [tokens for _, tokens in mine[shared[0]]])
     return None, found
 
 
@@ -283,14 +284,14 @@ def ratio(above: Interval, below: Interval) -> Interval:
     return Interval(above.value / below.value, above.low / below.high, above.high / below.low)
 
 
-def document_losses(record: Record, metric: str) -> list[float]:
-    """Nats a token of each held-out document: in domain, read in windows, or at a context of Table 8's protocol."""
+def document_losses(record: Record, metric: str) -> Pairs:
+    """Nats and tokens of each held-out document: in domain, read in windows, or at a context of Table 8's protocol."""
+    if record.cell.learning is None:
+        return []
     if metric.startswith("context "):
-        pairs = record.notes.get("contexts", {}).get(metric.removeprefix("context "), [])
-    else:
-        scores = record.notes.get("scores", {})
-        pairs = next(iter(scores.values()), {}).get("windows", {}).get("documents", [])
-    return [nats / tokens for nats, tokens in pairs if tokens]
+        found: Pairs = record.notes["contexts"].get(metric.removeprefix("context "), [])
+        return found
+    return score_of(record, record.cell.learning.corpus)["documents"]  # type: ignore[no-any-return]
 
 
 def _by_system(claim: Claim, group: Sequence[Record], of: Callable[[Record], Interval | None]) -> Found:
