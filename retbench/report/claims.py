@@ -43,7 +43,7 @@ class Claim:
     system: str
     against: tuple[str, ...] = ()
     judged: Judged = "naive"
-    at_least: float | None = None
+    above: float | None = None
     at_most: float | None = None
     from_size: str | None = None
     notes: tuple[str, ...] = ()
@@ -52,8 +52,8 @@ class Claim:
         for name, allowed in (("measure", get_args(Measure)), ("judged", get_args(Judged))):
             if getattr(self, name) not in allowed:
                 raise ClaimError(f"{self.name}: {name} must be one of {', '.join(allowed)}")
-        if self.at_least is None and self.at_most is None:
-            raise ClaimError(f"{self.name}: at_least or at_most must be given")
+        if self.above is None and self.at_most is None:
+            raise ClaimError(f"{self.name}: above or at_most must be given")
         if self.measure in COMPARING and not self.against:
             raise ClaimError(f"{self.name}: {self.measure} needs against")
 
@@ -122,15 +122,15 @@ def _verdict(claim: Claim, ours: Interval, group: Sequence[Record]) -> tuple[Ver
     """From the interval alone, never from its middle."""
     if claim.from_size and _rank(group[0]) < list(SIZES).index(claim.from_size):
         return "undecided", f"only {claim.from_size} and larger can decide"
-    bounds = {"at least": claim.at_least, "at most": claim.at_most}
+    bounds = {"above": claim.above, "at most": claim.at_most}
     wanted = " and ".join(f"{words} {bound:g}" for words, bound in bounds.items() if bound is not None)
-    least = ours.low if claim.at_least is None else claim.at_least
-    most = ours.high if claim.at_most is None else claim.at_most
-    if ours.low >= least and ours.high <= most:
+    least = -math.inf if claim.above is None else claim.above
+    most = math.inf if claim.at_most is None else claim.at_most
+    if least < ours.low and ours.high <= most:
         return "supported", f"the whole interval is {wanted}"
-    if ours.high < least or ours.low > most:
-        return "not supported", f"the whole interval is not {wanted}"
-    return "undecided", f"the interval reaches to both sides of {wanted}"
+    if ours.high <= least or most < ours.low:
+        return "not supported", f"no part of the interval is {wanted}"
+    return "undecided", f"only a part of the interval is {wanted}"
 
 
 def _why_not(claim: Claim, records: Sequence[Record]) -> str:
