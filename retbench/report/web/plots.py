@@ -31,7 +31,6 @@ Floats = NDArray[np.float64]
 
 EDGE = 0.005  # fraction beyond the axes that still counts as inside
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-DASHES = {"-": "solid", "--": "dashed", ":": "dotted", "-.": "dashed", "None": "none", "": "none", " ": "none"}
 
 
 class UnknownShapeError(ValueError):
@@ -40,13 +39,13 @@ class UnknownShapeError(ValueError):
 
 @dataclass(frozen=True)
 class Look:
-    """How a series is drawn; ``dash`` is solid, dashed, dotted or none, ``marker`` matplotlib's, empty for none."""
+    """How a series is drawn. ``marker`` is matplotlib's, empty for none; ``dashes`` its strokes and gaps, in widths."""
 
     colour: str
     marker: str = ""
-    dash: str = "solid"
+    line: bool = True
+    dashes: tuple[float, ...] = ()
     hollow: bool = False
-    width: float = 1.3
 
 
 @dataclass(frozen=True)
@@ -252,7 +251,7 @@ def _series(ax: Axes, unit: str, systems: Systems) -> tuple[list[Series], list[P
             if line is not None:
                 label = _label(container) or _label(line)
                 one = _line_series(ax, line, label, cast(Sequence[LineCollection], ranges), unit, systems)
-                bare = not one.look.marker and (one.look.dash == "none" or len(one.points) < 2)
+                bare = not one.look.marker and (not one.look.line or len(one.points) < 2)
                 whiskers += one.points if bare else ()
                 found += [] if bare else [one]
     for drawn in ax.lines:
@@ -260,7 +259,7 @@ def _series(ax: Axes, unit: str, systems: Systems) -> tuple[list[Series], list[P
             found.append(_line_series(ax, drawn, _label(drawn), (), unit, systems))
     for cloud in ax.collections:
         if isinstance(cloud, PathCollection):
-            look = Look(_colour(cloud.get_facecolor()), "o", "none")
+            look = Look(_colour(cloud.get_facecolor()), "o", line=False)
             points = _points(ax, np.asarray(cloud.get_offsets(), dtype=np.float64), ())
             found.append(Series(systems.scope(_label(cloud), look.colour, ""), look, points, unit))
     return found, whiskers
@@ -349,7 +348,7 @@ def _shapes(ax: Axes, systems: Systems) -> Iterator[Shape]:
             yield Shape(spots, _line_look(line), False, systems.scope(_label(line), "", ""))
     for band in ax.collections:
         if isinstance(band, PolyCollection):
-            look = Look(_colour(band.get_facecolor()), dash="none")
+            look = Look(_colour(band.get_facecolor()), line=False)
             for path in band.get_paths():
                 spots = _in_axes(ax, band.get_transform().transform(np.asarray(path.vertices)))
                 yield Shape(spots, look, True, systems.scope(_label(band), look.colour, ""))
@@ -412,15 +411,16 @@ def _line_look(line: Line2D) -> Look:
     marker = "" if marker in ("None", "none", " ", "") else marker
     face = to_rgba(cast(Any, line.get_markerfacecolor()))
     hollow = bool(marker) and (face[3] == 0 or min(face[:3]) > 0.98)
-    dash = DASHES.get(str(line.get_linestyle()), "solid")
-    dash = "dotted" if hollow and dash == "dashed" else dash  # the paper's points; matplotlib calls any pattern dashed
-    return Look(_colour(line.get_color()), marker, dash, hollow, round(float(line.get_linewidth()), 2))
+    line_style = str(line.get_linestyle())
+    dashes = line._unscaled_dash_pattern[1] or ()  # type: ignore[attr-defined]  # there is no public way to ask
+    shown = line_style not in ("None", "none", " ", "")
+    return Look(_colour(line.get_color()), marker, shown, tuple(float(part) for part in dashes), hollow)
 
 
 def _patch_look(patch: Rectangle | Polygon | Any) -> Look:
     face, edge = to_rgba(patch.get_facecolor()), to_rgba(patch.get_edgecolor())
     hollow = face[3] == 0 or min(face[:3]) > 0.98
-    return Look(to_hex(edge if hollow else face), dash=DASHES.get(str(patch.get_linestyle()), "dashed"), hollow=hollow)
+    return Look(to_hex(edge if hollow else face), hollow=hollow)
 
 
 def _colour(value: Any) -> str:

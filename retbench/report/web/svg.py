@@ -12,6 +12,7 @@ WIDTH = 440  # of a panel, in units of its view box; about its pixels
 TOP, BOTTOM, SIDE = 26, 40, 12  # margins; those for labels on the left and right depend on their length
 CHARACTER = 6.3  # width of a character of a tick
 MARKER = 7.0  # width of a marker
+DASH = 1.6  # of a matplotlib dash, in units of the view box
 RATIOS = (0.5, 0.95)  # height / width of the axes
 MARKERS = "os^vDd8pPhX*<>"  # those of report.style; any other is shown as a circle
 
@@ -69,7 +70,7 @@ def key(entry: Entry) -> str:
     if entry.bar:
         inside = f'<rect x="5" y="2" width="16" height="9" class="bar{" hollow" * look.hollow}"/>'
     else:
-        inside = f'<path d="M1 6.5H25" class="{_stroke(look)}"/>' if look.dash != "none" else ""
+        inside = f'<path d="M1 6.5H25"{_stroke(look)}/>' if look.line else ""
         inside += _marker(look, 13, 6.5) if look.marker else ""
     return f'<svg class="key {css_class(look.colour)}" viewBox="0 0 26 13" aria-hidden="true">{inside}</svg>'
 
@@ -116,7 +117,7 @@ def _spread(axis: Axis, frame: Frame) -> set[str]:
 def _line(one: Series, frame: Frame) -> str:
     """Line and whiskers, which may run out of the axes."""
     points = " ".join(frame.xy(point.at) for point in one.points)
-    line = f'<polyline class="{_stroke(one.look)}" points="{points}"/>' if one.look.dash != "none" else ""
+    line = f'<polyline{_stroke(one.look)} points="{points}"/>' if one.look.line else ""
     return _group(one.scope, one.look, line + "".join(_whisker(point, frame) for point in one.points), "line")
 
 
@@ -153,7 +154,7 @@ def _bar(bar: Bar, frame: Frame, panel: Panel) -> str:
 def _shape(shape: Shape, frame: Frame) -> str:
     points = " ".join(frame.xy(spot) for spot in shape.spots)
     inside = f'<polygon class="area" points="{points}"/>' if shape.filled else ""
-    inside = inside or f'<polyline class="{_stroke(shape.look)}" points="{points}"/>'
+    inside = inside or f'<polyline{_stroke(shape.look)} points="{points}"/>'
     return _group(shape.scope, shape.look, inside, "line")
 
 
@@ -189,7 +190,8 @@ def _path(name: str) -> str:
 
 
 def _stroke(look: Look) -> str:
-    return f"stroke {look.dash}"
+    dashes = " ".join(f"{DASH * part:g}" for part in look.dashes)
+    return ' class="stroke"' + (f' stroke-dasharray="{dashes}"' if dashes else "")
 
 
 def _text(text: str, x: float, y: float, anchor: str, style: str) -> str:
