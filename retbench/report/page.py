@@ -12,6 +12,7 @@ from retbench import __version__
 from retbench.record import Record
 from retbench.report.exhibit import Drawn
 from retbench.report.style import looks
+from retbench.report.tables import without_repeats
 from retbench.report.web import svg
 from retbench.report.web.colours import rule
 from retbench.report.web.figures import figure_html
@@ -68,7 +69,7 @@ def _exhibit(one: Drawn, sources: Sources) -> tuple[str, set[str]]:
         html, used = figure_html(figure, one.exhibit.title, systems)
         parts.append(html)
         colours |= used
-    parts += [table_html(table, one, sources) for table in one.tables]
+    parts += [table_html(table, one, sources) for table in without_repeats(one.tables)]
     parts.append(notes_html(one.notes))
     if one.command:
         lines = "\n".join(text(line) for line in one.command.splitlines())

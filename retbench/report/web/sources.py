@@ -1,8 +1,8 @@
 """What stands behind a number: records, the command that makes them again, the environment they were made in."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from retbench.record import Record
@@ -27,6 +27,8 @@ FACTS: Mapping[str, Callable[[Record], Any]] = {
     **{name: _of_training(name) for name in Training.__dataclass_fields__},
     "machine": machine,
 }
+FILTERED = ("system", "size", "machine")
+Key = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,9 @@ class Source:
 class Sources:
     """Everything that stands behind the numbers of one page: each source and each environment once, by its number."""
 
-    environments: dict[str, int] = field(default_factory=dict)
     sources: dict[Source, int] = field(default_factory=dict)
+    environments: dict[str, int] = field(default_factory=dict)
+    seen: dict[int, int] = field(default_factory=dict)  # identity of a record -> the number of its environment
 
     def number(self, drawn: Drawn, records: Sequence[Record]) -> int:
         """The number of the source that these records of an exhibit are."""
@@ -72,41 +75,37 @@ class Sources:
         return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
     def _environment(self, record: Record) -> int:
-        text = json.dumps(record.environment, sort_keys=True)
-        return self.environments.setdefault(text, len(self.environments))
+        if id(record) not in self.seen:
+            text = json.dumps(record.environment, sort_keys=True)
+            self.seen[id(record)] = self.environments.setdefault(text, len(self.environments))
+        return self.seen[id(record)]
 
 
-@dataclass(frozen=True)
 class Behind:
-    """The records of an exhibit by what the rows of one of its tables say of them."""
+    """The records of an exhibit by what the rows of one of its tables say of them, looked at once for all alike."""
 
-    every: tuple[Record, ...]
-    places: tuple[tuple[int, str], ...]  # of the columns that say something of records, with their names
-    index: Mapping[tuple[str, ...], tuple[Record, ...]]
-
-    @classmethod
-    def of(cls, table: Table, drawn: Drawn) -> "Behind":
-        places = tuple((at, column.name) for at, column in enumerate(table.columns) if column.name in FACTS)
-        found: dict[tuple[str, ...], list[Record]] = {}
+    def __init__(self, table: Table, drawn: Drawn, sources: Sources) -> None:
+        self.drawn, self.sources = drawn, sources
+        self.places = [(at, column.name) for at, column in enumerate(table.columns) if column.name in FACTS]
+        self.records: dict[Key, list[Record]] = {}
         for record in drawn.records:
-            found.setdefault(tuple(str(FACTS[name](record)) for _, name in places), []).append(record)
-        return cls(drawn.records, places, {key: tuple(some) for key, some in found.items()})
+            self.records.setdefault(tuple(str(FACTS[name](record)) for _, name in self.places), []).append(record)
+        self.known: dict[Key | None, tuple[Scope, int]] = {}
 
-    def row(self, row: Sequence[Entry]) -> tuple[Record, ...]:
-        """The records that a row speaks of; all of the exhibit where it speaks of none in particular."""
-        return self.index.get(tuple(str(row[at].value) for at, _ in self.places), self.every)
+    def row(self, row: Sequence[Entry]) -> tuple[Scope, int]:
+        """Whose row it is, and the number of its source; that of all records where it speaks of none in particular."""
+        said = {name: str(row[at].value) for at, name in self.places if name in FILTERED and row[at].value is not None}
+        key: Key | None = tuple(str(row[at].value) for at, _ in self.places)
+        key = key if key in self.records else None
+        if key not in self.known:
+            records = self.drawn.records if key is None else self.records[key]
+            shared = {name: _only(str(FACTS[name](one)) for one in records) for name in FILTERED}
+            self.known[key] = Scope(**shared), self.sources.number(self.drawn, records)
+        scope, number = self.known[key]
+        return replace(scope, **said), number
 
-    def scope(self, row: Sequence[Entry], records: Sequence[Record]) -> Scope:
-        """The system, size and machine of a row by its own words, else by those of its records."""
-        said = {name: str(row[at].value) for at, name in self.places if row[at].value is not None}
-        found = {name: said.get(name) or _only(str(FACTS[name](one)) for one in records) for name in _FILTERED}
-        return Scope(**found)
 
-
-_FILTERED = ("system", "size", "machine")
-
-
-def _only(values: Any) -> str:
+def _only(values: Iterable[str]) -> str:
     """The one value that there is, empty where there are several."""
     distinct = set(values)
-    return str(distinct.pop()) if len(distinct) == 1 else ""
+    return distinct.pop() if len(distinct) == 1 else ""

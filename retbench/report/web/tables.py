@@ -50,26 +50,18 @@ def text(words: str) -> str:
 
 def _bodies(table: Table, shown: Sequence[int], drawn: Drawn, sources: Sources) -> Iterator[list[str]]:
     """The rows, in groups that agree in the section columns."""
-    behind = Behind.of(table, drawn)
+    behind = Behind(table, drawn, sources)
     keys = [at for at, column in enumerate(table.columns) if column.name in table.section]
     for _, rows in groupby(table.rows, key=lambda row: [row[at].text for at in keys]):
-        yield [_row(row, table.columns, shown, drawn, behind, sources) for row in rows]
+        yield [_row(row, table.columns, shown, behind) for row in rows]
 
 
-def _row(
-    row: Sequence[Entry],
-    columns: Sequence[Column],
-    shown: Sequence[int],
-    drawn: Drawn,
-    behind: Behind,
-    sources: Sources,
-) -> str:
-    records = behind.row(row)
+def _row(row: Sequence[Entry], columns: Sequence[Column], shown: Sequence[int], behind: Behind) -> str:
+    scope, number = behind.row(row)
     cells = "".join(_cell(row[at], columns[at], first=at == shown[0]) for at in shown)
     label = text(f"Conditions and command of {row[shown[0]].text}")
-    number = sources.number(drawn, records)
     button = f'<td class="more"><button type="button" data-source="{number}" aria-label="{label}">⋯</button></td>'
-    return f"<tr{data(behind.scope(row, records))}>{cells}{button}</tr>"
+    return f"<tr{data(scope)}>{cells}{button}</tr>"
 
 
 def _cell(entry: Entry, column: Column, first: bool) -> str:
