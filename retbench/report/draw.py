@@ -39,7 +39,7 @@ def read_records(results: Path, machines: str = "all", chosen_systems: str = "al
 
     Raises UsageError where there are none, for a name that is not there, and for records of a newer schema.
     """
-    stems = {exhibit.experiment for exhibit in exhibits() if not exhibit.sums_up}
+    stems = {exhibit.experiment for exhibit in exhibits()}
     paths = sorted(path for path in results.glob("*/*.jsonl") if path.stem in stems)
     files = {folder: list(own) for folder, own in groupby(paths, key=lambda path: path.parent)}
     if not files:

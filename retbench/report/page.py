@@ -14,6 +14,7 @@ from retbench.report.exhibit import Drawn
 from retbench.report.style import looks
 from retbench.report.tables import without_repeats
 from retbench.report.web import svg
+from retbench.report.web.claims import claims_html, is_ledger
 from retbench.report.web.colours import rule
 from retbench.report.web.figures import figure_html
 from retbench.report.web.plots import Entry, Look
@@ -69,7 +70,8 @@ def _exhibit(one: Drawn, sources: Sources) -> tuple[str, set[str]]:
         html, used = figure_html(figure, one.exhibit.title, systems)
         parts.append(html)
         colours |= used
-    parts += [table_html(table, one, sources) for table in without_repeats(one.tables)]
+    for table in without_repeats(one.tables):
+        parts.append(claims_html(table) if is_ledger(table) else table_html(table, one, sources))
     parts.append(notes_html(one.notes))
     if one.command:
         lines = "\n".join(text(line) for line in one.command.splitlines())

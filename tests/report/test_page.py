@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 import pytest
 from matplotlib.figure import Figure
 
+from experiments.claims import EXHIBITS as LEDGER
 from experiments.inference import EXHIBITS
 from retbench.record import Record
 from retbench.report.draw import draw
@@ -167,6 +168,17 @@ def test_verdicts_are_counted_at_the_top() -> None:
 
     counted = re.findall(r'<b>(\d+)</b> <span class="verdict \w+">([\w ]+)</span>', text)
     assert counted == [("2", "supported"), ("1", "not supported"), ("1", "undecided"), ("1", "not run")]
+
+
+def test_a_claim_has_its_words_reason_and_command() -> None:
+    (ledger,) = draw(LEDGER, sweep())
+    text = page([ledger])
+    words = " ".join(Parts(text).words)
+
+    for name in ("says", "reason", "command"):
+        at = next(place for place, column in enumerate(ledger.tables[0].columns) if column.name == name)
+        assert all(row[at].text in words for row in ledger.tables[0].rows)
+    assert text.count('<li><div><span class="verdict') == len(ledger.tables[0].rows) > 5
 
 
 def test_a_figure_of_other_shapes_stays_a_picture() -> None:
