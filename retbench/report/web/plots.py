@@ -335,7 +335,7 @@ def _bars(ax: Axes, systems: Systems) -> Iterator[Bar]:
 def _with_whisker(bar: Bar, whiskers: Sequence[Point]) -> Bar:
     """The bar with the interval of the error bar at its end."""
     for one in whiskers:
-        if np.allclose(one.at, bar.point.at, atol=2 * EDGE):
+        if one.whisker and np.allclose(one.at, bar.point.at, atol=EDGE):
             return replace(bar, point=replace(bar.point, y_words=one.y_words, whisker=one.whisker))
     return bar
 

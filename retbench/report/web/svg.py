@@ -13,7 +13,7 @@ TOP, BOTTOM, SIDE = 26, 40, 12  # margins; those for labels on the left and righ
 CHARACTER = 6.3  # width of a character of a tick
 MARKER = 7.0  # width of a marker
 DASH = 1.6  # of a matplotlib dash, in units of the view box
-RATIOS = (0.5, 0.95)  # height / width of the axes
+RATIOS = (0.56, 0.95)  # height / width of the axes
 MARKERS = "os^vDd8pPhX*<>"  # those of report.style; any other is shown as a circle
 
 
@@ -140,13 +140,14 @@ def _series(one: Series, frame: Frame) -> str:
 
 
 def _bar(bar: Bar, frame: Frame, panel: Panel) -> str:
-    """A bar with its whisker; its unit is that of the axis which it grows along, else said in the title."""
+    """A bar with its whisker; its unit is that of an axis, else what the title says after a comma: ``latency, ms``."""
     (x0, y0), (x1, y1) = bar.corners
     rect = (
         f'<rect x="{frame.x(x0):.1f}" y="{frame.y(y1):.1f}" width="{(x1 - x0) * frame.width:.1f}" '
         f'height="{(y1 - y0) * frame.height:.1f}" class="bar{" hollow" * bar.look.hollow}"/>'
     )
-    value = _safe(_with_unit(bar.point, panel.y.label or panel.x.label or panel.title))
+    unit = panel.y.label or panel.x.label or panel.title.rpartition(", ")[2]
+    value = _safe(_with_unit(bar.point, unit))
     mark = f'<g data-x="{_safe(bar.point.x_words)}" data-y="{value}">{rect}</g>{_whisker(bar.point, frame)}'
     return _group(bar.scope, bar.look, mark, "series")
 
