@@ -131,7 +131,7 @@ def figures(records: Sequence[Record]) -> "Mapping[str, Figure]":
             ax.set(xscale="log", yscale="log", title=title, xlabel="length (tokens)", ylabel=unit)
             for record in records:
                 line = machine_line(machines.index(record.environment.get("machine")))
-                _draw_line(ax, record, look[record.cell.system], line, name, key, scale)
+                _draw_line(ax, record, look[record.cell.system], line, name, key, scale, several=len(machines) > 1)
             _finish(ax, sorted({point["context"] for record in records for point in record.contexts}))
         if len(machines) > 1:
             figure.legend(handles=machine_handles([str(name) for name in machines]), loc="outside upper left", ncols=4)
@@ -343,12 +343,16 @@ _PANELS = (
 )
 
 
-def _draw_line(ax: "Axes", record: Record, look: Any, line: Any, name: str, key: str, scale: float) -> None:
+def _draw_line(
+    ax: "Axes", record: Record, look: Any, line: Any, name: str, key: str, scale: float, several: bool
+) -> None:
+    """One system's line under its exponent, and under its machine where there are several."""
     points = [(point["context"], point[key] / scale) for point in record.contexts if key in point]
     if not points:
         return
     found = exponents(record)[name]
     label = f"{record.cell.system}  {found.value:.2f}" if found else record.cell.system
+    label += f", {record.environment.get('machine')}" * several
     x, y = zip(*points, strict=True)
     ax.plot(x, y, color=look.colour, marker=look.marker, linestyle=line, label=label)
 

@@ -4,6 +4,7 @@ import inspect
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from operator import attrgetter
 from typing import Any
 
@@ -22,8 +23,7 @@ TRAINING = ("checkpointing", "grad_accumulation", "loss", "tensor_parallel", "da
 def command_of(exhibit: Exhibit, records: Sequence[Record]) -> str:
     """A line for each command; the exhibit's own where its verb lets nobody choose the systems, or nothing ran."""
     verb = exhibit.command.split()[1]
-    module = experiments().get(verb.replace("-", "_"))
-    options: Mapping[str, object] = inspect.signature(module.command).parameters if module else {}
+    options = _options(verb)
     if "systems" not in options or records[0].environment.get("machine") == MODEL:
         return exhibit.command
     groups: dict[tuple[Any, ...], list[Cell]] = {}
@@ -31,6 +31,13 @@ def command_of(exhibit: Exhibit, records: Sequence[Record]) -> str:
         groups.setdefault(_alike(record.cell), []).append(record.cell)
     flags = re.findall(r"--\S+(?= --|$)", exhibit.command)
     return "\n".join(dict.fromkeys(_line([verb, *flags], cells, options) for cells in groups.values()))
+
+
+@cache
+def _options(verb: str) -> Mapping[str, object]:
+    """The options of a verb, by their name in Python; none where it is no experiment's."""
+    module = experiments().get(verb.replace("-", "_"))
+    return inspect.signature(module.command).parameters if module else {}
 
 
 def _alike(cell: Cell) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""The files of a report: Markdown, CSV and LaTeX of every table, the figures, and report.md, put in place at once."""
+"""The files of a report: tables as Markdown, CSV and LaTeX, figures, report.md and index.html, put in place at once."""
 
 import shutil
 import tempfile
@@ -10,9 +10,11 @@ from urllib.parse import quote
 from retbench.report.exhibit import Drawn
 from retbench.report.figures import SUFFIXES, save
 from retbench.report.latex import to_latex
+from retbench.report.page import page
 from retbench.report.tables import Table, markdown_text, to_csv, to_markdown
 
 REPORT = "report.md"
+PAGE = "index.html"
 INTRODUCTION = (
     "Every number was measured by the command below its exhibit, unless it is called the paper's or a model's. The "
     "folder of an experiment holds its exhibits one by one: Markdown, tables as CSV and LaTeX (booktabs), figures as "
@@ -33,6 +35,7 @@ def write(drawn: Sequence[Drawn], folder: Path, notes: Sequence[str] = ()) -> No
         for stem, figure in one.figures.items():
             save(figure, own, stem)
     _write(folder / REPORT, _report(drawn, bodies, notes))
+    _write(folder / PAGE, page(drawn, notes))
 
 
 def _report(drawn: Sequence[Drawn], bodies: Sequence[str], notes: Sequence[str]) -> str:
