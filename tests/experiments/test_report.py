@@ -29,7 +29,7 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write(folder / "results", GROUP, experiment="training")
     done = run(folder, "report", "--only", "figure1,table4,claims,table1")
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "reports/report.md\n"
+    assert done.stdout == "reports/report.md\nreports/index.html\n"
     assert "table1: not run: no records; retbench complexity makes them" in done.stderr
     return folder
 
@@ -38,7 +38,7 @@ def test_every_exhibit_is_there_in_every_format(reported: Path) -> None:
     found = set(files(reported / "reports"))
 
     assert found == {
-        "report.md",
+        *("report.md", "index.html"),
         *("claims/claims.md", "claims/claims.csv", "claims/claims.tex"),
         *(f"inference/figure1{suffix}" for suffix in (".md", ".png", ".svg", ".pdf")),
         *(f"inference/figure1-{table}{suffix}" for table in ("headline", "slope") for suffix in (".csv", ".tex")),
@@ -77,9 +77,8 @@ def test_some_exhibits_leave_the_files_of_the_others(reported: Path) -> None:
     run(reported, "report", "--only", "figure1,table4,claims,table1")
 
     assert done.returncode == 0, done.stderr
-    assert {name: text for name, text in before.items() if name != "report.md"} == {
-        name: text for name, text in after.items() if name != "report.md"
-    }
+    changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+    assert changed == {"report.md", "index.html"}
 
 
 @pytest.mark.parametrize(
