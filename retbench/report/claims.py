@@ -147,7 +147,7 @@ def _settings(claim: Claim, records: Sequence[Record]) -> list[list[Record]]:
     """The ok records of each setting, the one nearest to the paper's first: with baselines, as it is, large, long."""
     groups: dict[Setting, list[Record]] = {}
     for record in records:
-        if record.status == "ok" and record.cell.system in (claim.system, *claim.against):
+        if record.status == "ok" and _kind(claim, record) in (claim.system, *claim.against):
             groups.setdefault(_setting(claim, record), []).append(record)
     return sorted(groups.values(), key=lambda group: _nearness(claim, group), reverse=True)
 
@@ -183,7 +183,7 @@ Found = tuple[Interval | None, dict[str, Interval]]  # of the system itself, and
 
 def _advantage(claim: Claim, group: Sequence[Record]) -> Found:
     """Over each baseline; the interval spans the far ends of both sides."""
-    mine, theirs = _by_system(claim, group, lambda record: metric_interval(record, claim.metric))
+    mine, theirs = _by_system(claim, group, lambda record: _positive(record, claim.metric))
     if mine is None:
         return None, {}
     if claim.metric in MORE_IS_BETTER:
@@ -204,7 +204,7 @@ def _over_batch(claim: Claim, group: Sequence[Record]) -> Found:
     found: dict[str, Interval] = {}
     for system in dict.fromkeys(record.cell.system for record in group):
         own = sorted((one for one in group if one.cell.system == system), key=lambda one: one.cell.batch_size)
-        ends = [metric_interval(one, claim.metric) for one in (own[0], own[-1])]
+        ends = [_positive(one, claim.metric) for one in (own[0], own[-1])]
         if own[0].cell.batch_size < own[-1].cell.batch_size and ends[0] and ends[1]:
             found[system] = ratio(ends[1], ends[0])
     return found.pop(claim.system, None), found
@@ -279,6 +279,12 @@ def metric_interval(record: Record, name: str) -> Interval | None:
     return Interval(value, value if low is None else low, value if high is None else high)
 
 
+def _positive(record: Record, name: str) -> Interval | None:
+    """The metric, if one can divide by it."""
+    found = metric_interval(record, name)
+    return found if found and found.low > 0 else None
+
+
 def ratio(above: Interval, below: Interval) -> Interval:
     """The quotient of positive numbers; its interval spans the far ends of both."""
     return Interval(above.value / below.value, above.low / below.high, above.high / below.low)
@@ -301,7 +307,7 @@ def _by_system(claim: Claim, group: Sequence[Record], of: Callable[[Record], Int
 
 def _growth(record: Record, name: str) -> Interval | None:
     """A number at the longest context over that at the shortest, of one record: both were visited in turn."""
-    points = sorted((one for one in record.contexts if name in one), key=lambda one: one["context"])
+    points = sorted((one for one in record.contexts if one.get(name)), key=lambda one: one["context"])
     if len(points) < 2:
         return None
     first, last = (
@@ -320,6 +326,8 @@ def _mean_rate(record: Record, value: float) -> Interval:
 
 
 def _kind(claim: Claim, record: Record) -> str:
-    """Of a checkpoint, the system of the claim that its name begins with."""
+    """The system; of a checkpoint that is evaluated, that of the claim which its name begins with."""
+    if claim.measure != "accuracy":
+        return record.cell.system
     names = (claim.system, *claim.against)
     return next((name for name in names if record.cell.system.startswith(name)), record.cell.system)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from models.catalogue import peers, systems
 from retbench.errors import UsageError
+from retbench.learning.run import ORDERS
 from retbench.record import Record
 from retbench.registry import choose, experiments
 from retbench.report.commands import command_of
@@ -162,4 +163,4 @@ def _place(exhibit: Exhibit) -> tuple[bool, int, int, str]:
     return not exhibit.sums_up, kind, int(numbered[2]) if numbered else 0, exhibit.name
 
 
-_NOT_MODELS = ("machine",)  # as a system: the limits that speed measures
+_NOT_MODELS = ("machine", *ORDERS)  # as a system: the limits that speed measures, n-grams
