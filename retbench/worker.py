@@ -49,7 +49,7 @@ def main(descriptor: int) -> None:
     def send(message: dict[str, Any]) -> None:
         os.write(descriptor, json.dumps(message).encode() + b"\n")
 
-    tasks = _TASKS | {"evaluate": partial(_evaluate, send=send)}
+    tasks = _TASKS | {"evaluate": partial(_evaluate, send=send), "learn": partial(_learn, send=send)}
     try:
         for message in tasks[request["task"]](request):
             send(message)
@@ -178,6 +178,13 @@ def _evaluate(request: dict[str, Any], send: Send) -> Iterator[dict[str, Any]]:
     from retbench.evaluate.child import evaluate
 
     yield from evaluate(request, send)
+
+
+def _learn(request: dict[str, Any], send: Send) -> Iterator[dict[str, Any]]:
+    """What comes of a system that is trained from scratch; ``send`` gets its progress meanwhile."""
+    from retbench.learning.child import learn
+
+    yield from learn(request, send)
 
 
 def _bad_input(cell: Cell, error: ValueError) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -23,10 +23,10 @@ from retbench.devices import Device, find_device
 from retbench.errors import UsageError
 from retbench.learning import checkpoints
 from retbench.learning.batches import Batches
-from retbench.learning.ngrams import ORDERS, count
+from retbench.learning.ngrams import count
 from retbench.learning.perplexity import Losses, Score, score, sliding
 from retbench.learning.progress import TrainingProgress
-from retbench.learning.run import METRICS, REQUEST, RESULT, Run, keep_metrics, outcome, write_json
+from retbench.learning.run import METRICS, ORDERS, REQUEST, RESULT, Run, keep_metrics, outcome, write_json
 from retbench.learning.token_files import Tokens, open_tokens
 from retbench.measure import TORCH_DTYPES
 from retbench.measure.train_step import Trainer
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 CLIP = 2.0  # the paper's, Table 7: the largest norm of the gradients of a step
 WORSE_THAN_NOTHING = 2.0  # nats above the loss of a uniform guess: the run has diverged
 HELD_OUT_TOKENS = 2**16  # scored at the end, in whole documents
+
+Told = Callable[[int, float, float], None]  # of every step: steps made, its loss, its seconds
 
 
 class DivergedError(Exception):
@@ -87,8 +89,8 @@ class Loop:
             raise UsageError(f"the token files in {request['tokens']} are gone: start the command again with --resume")
         return cls(folder, request, run, tokens, find_device(run.device))
 
-    def train(self, progress: TrainingProgress, interrupt: Interrupt) -> dict[str, Any]:
-        """Makes the steps that are missing -> what becomes the result; stops early where it is asked to."""
+    def train(self, told: Told, interrupt: Interrupt) -> tuple[Trainer, int]:
+        """Makes the steps that are missing -> the trainer and all steps made, fewer where an end was asked for."""
         trainer, first = self._start()
         batches = Batches(
             self.tokens.train.ids, self.run.seq_len, self.run.batch_size * self.run.grad_accumulation, self.run.seed
@@ -102,22 +104,29 @@ class Loop:
                 line["step_ms"] = stopwatch.laps_s[-1] * 1e3
                 metrics.write(json.dumps(line) + "\n")
                 metrics.flush()
-                progress.made(step + 1, line["loss"], stopwatch.laps_s[-1])
+                told(step + 1, line["loss"], stopwatch.laps_s[-1])
                 last = step + 1 == self.run.steps or interrupt.asked
                 if last or (step + 1) % self.run.save_every == 0:
                     os.fsync(metrics.fileno())
                     checkpoints.save(self.folder, trainer, step + 1, self.run)
                 if interrupt.asked:
-                    return {"status": "interrupted", "step": step + 1}
-        return {"status": "ok", "step": self.run.steps, **self._held_out(trainer.model)}
+                    return trainer, step + 1
+        return trainer, self.run.steps
+
+    def result(self, trainer: Trainer, made: int) -> dict[str, Any]:
+        """What becomes the result after so many steps."""
+        if made < self.run.steps:
+            return {"status": "interrupted", "step": made}
+        return {"status": "ok", "step": made, **self._held_out(trainer.model)}
 
     def _start(self) -> tuple[Trainer, int]:
         """A trainer after the newest checkpoint, or a fresh one, and the steps already made."""
         run = self.run
-        training = Training(grad_accumulation=run.grad_accumulation, loss=run.loss)
+        training = Training(run.checkpointing, run.grad_accumulation, run.loss)
         restored = checkpoints.restore(self.folder, run)
         if restored is None:
-            model = build(run.system, run.size, seed=run.seed, vocab_size=self.tokens.header.vocab_size)
+            options = {"seed": run.seed, "vocab_size": self.tokens.header.vocab_size, **run.overrides}
+            model = build(run.system, run.size, **options)
             trainer = Trainer(model, training, run.learning_rate)
             checkpoints.save(self.folder, trainer, 0, run)  # holds how products are computed
             return trainer, 0
@@ -191,7 +200,7 @@ def train(folder: Path) -> dict[str, Any]:
     with TrainingProgress(loop.run, Console(stderr=True)) as progress, interrupt.heeded():
         try:
             with torch.device(loop.run.device):
-                result = loop.train(progress, interrupt)
+                result = loop.result(*loop.train(progress.made, interrupt))
         except DivergedError as error:
             result = {"status": "diverged", "reason": str(error)}
         except UsageError:

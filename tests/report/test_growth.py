@@ -98,11 +98,14 @@ def test_bytes_whose_fastest_term_is_not_to_be_seen_yet_have_no_exponent() -> No
     assert byte_growth(saturating) is None
 
 
-def test_a_step_to_another_way_of_computing_is_not_a_term_that_grows() -> None:
-    stepped = byte_growth({length: 10**5 * length + (6 * 10**7 if length == LENGTHS[-1] else 0) for length in LENGTHS})
+def test_bytes_that_jump_at_one_length_have_no_exponent() -> None:
+    linear = {length: 6_848_768 + 63_528 * length + length**2 // 2**14 for length in LENGTHS}
+    jumping = {**linear, LENGTHS[-1]: linear[LENGTHS[-1]] + 2**26}
+    found = byte_growth(linear)
 
-    assert stepped is not None
-    assert 1 < stepped.value < 1.3
+    assert found is not None
+    assert found.value == pytest.approx(1, abs=0.01)
+    assert byte_growth(jumping) is None
 
 
 def test_too_few_lengths_have_no_exponent() -> None:
