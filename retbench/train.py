@@ -5,7 +5,6 @@ import math
 import os
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
 
@@ -19,11 +18,11 @@ from retbench.environment import capture
 from retbench.errors import UsageError
 from retbench.isolate import variables_of
 from retbench.learning.corpus import find_corpus
-from retbench.learning.run import REQUEST, Run, Schedule, outcome, read_result, write_json
+from retbench.learning.run import REQUEST, Run, lay_out, outcome, read_result
 from retbench.learning.vocabulary import find_vocabulary
 from retbench.quantities import parse_counts
 from retbench.registry import choose
-from retbench.spec import Dtype, Loss
+from retbench.spec import Dtype, Loss, Schedule
 
 WARM_UP_SHARE = 0.05  # of the steps, where none is given
 
@@ -133,16 +132,7 @@ def prepare(run: Run, folder: Path, resume: bool) -> None:
     if stored and (stored["data"], stored["tokenizer"]) != (header.data, header.tokenizer):
         raise UsageError(f"{folder} holds a run of other data: the corpus or the tokenizer has changed since")
     Batches(tokens.train.ids, run.seq_len, run.batch_size, run.seed)  # or there is too little
-    folder.mkdir(parents=True, exist_ok=True)
-    vocabulary.save(folder)
-    request = {
-        "schema_version": 1,
-        "data": header.data,
-        "tokenizer": header.tokenizer,
-        "vocab_size": header.vocab_size,
-        "environment": capture(find_device(run.device), run.threads),
-    }
-    write_json(folder / REQUEST, {**(stored or request), "run": asdict(run), "tokens": str(tokens.folder.resolve())})
+    lay_out(run, folder, vocabulary, tokens, capture(find_device(run.device), run.threads), stored or {})
 
 
 def _check_ranks(nproc: int, fsdp: bool, sequences: int) -> None:

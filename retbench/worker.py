@@ -49,7 +49,8 @@ def main(descriptor: int) -> None:
     def send(message: dict[str, Any]) -> None:
         os.write(descriptor, json.dumps(message).encode() + b"\n")
 
-    tasks = _TASKS | {"evaluate": partial(_evaluate, send=send), "train": partial(_train, send=send)}
+    sending = {"evaluate": _evaluate, "learn": _learn, "train": _train}
+    tasks = _TASKS | {name: partial(task, send=send) for name, task in sending.items()}
     try:
         for message in tasks[request["task"]](request):
             send(message)
@@ -187,6 +188,13 @@ def _train(request: dict[str, Any], send: Send) -> Iterator[dict[str, Any]]:
     from retbench.learning.ranks import train
 
     yield from train(request, send)
+
+
+def _learn(request: dict[str, Any], send: Send) -> Iterator[dict[str, Any]]:
+    """What comes of a system that is trained from scratch; ``send`` gets its progress meanwhile."""
+    from retbench.learning.child import learn
+
+    yield from learn(request, send)
 
 
 def _bad_input(cell: Cell, error: ValueError) -> dict[str, Any]:

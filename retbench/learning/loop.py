@@ -24,10 +24,10 @@ from retbench.devices import Device, find_device
 from retbench.errors import UsageError
 from retbench.learning import checkpoints
 from retbench.learning.batches import Batches
-from retbench.learning.ngrams import ORDERS, count
+from retbench.learning.ngrams import count
 from retbench.learning.perplexity import Losses, Score, score, sliding
 from retbench.learning.progress import TrainingProgress
-from retbench.learning.run import METRICS, REQUEST, RESULT, Run, keep_metrics, keep_result, said
+from retbench.learning.run import METRICS, ORDERS, REQUEST, RESULT, Run, keep_metrics, keep_result, said
 from retbench.learning.run import checkpoints as made_checkpoints
 from retbench.learning.token_files import Tokens, open_tokens
 from retbench.measure import TORCH_DTYPES
@@ -43,8 +43,7 @@ CLIP = 2.0  # the paper's, Table 7: the largest norm of the gradients of a step
 WORSE_THAN_NOTHING = 2.0  # nats above the loss of a uniform guess: the run has diverged
 HELD_OUT_TOKENS = 2**16  # scored at the end, in whole documents
 
-
-Made = Callable[[int, float, float], None]  # told of every step: its number, loss and seconds
+Told = Callable[[int, float, float], None]  # of every step: steps made, its loss, its seconds
 
 
 class DivergedError(Exception):
@@ -92,8 +91,8 @@ class Loop:
             raise UsageError(f"the token files in {request['tokens']} are gone: start the command again with --resume")
         return cls(folder, request, run, tokens, find_device(run.device))
 
-    def train(self, made: Made, interrupt: Interrupt) -> dict[str, Any]:
-        """Makes the steps that are missing -> what becomes the result; stops early where it is asked to."""
+    def train(self, told: Told, interrupt: Interrupt) -> tuple[Trainer, int]:
+        """Makes the steps that are missing -> the trainer and all steps made, fewer where an end was asked for."""
         trainer, first = self._start()
         batches = Batches(
             self.tokens.train.ids, self.run.seq_len, self.run.batch_size * self.run.grad_accumulation, self.run.seed
@@ -107,27 +106,29 @@ class Loop:
                 if metrics:
                     metrics.write(json.dumps(line) + "\n")
                     metrics.flush()
-                    made(step + 1, line["loss"], stopwatch.laps_s[-1])
+                    told(step + 1, line["loss"], stopwatch.laps_s[-1])
                 last = step + 1 == self.run.steps or interrupt.asked
                 if last or (step + 1) % self.run.save_every == 0:
                     if metrics:
                         os.fsync(metrics.fileno())
                     checkpoints.save(self.folder, trainer, step + 1, self.run)
                 if interrupt.asked:
-                    return {"status": "interrupted", "step": step + 1}
-        done = {"status": "ok", "step": self.run.steps}
-        return done | self._held_out(self._whole(trainer.model)) if rank() == 0 else done
+                    return trainer, step + 1
+        return trainer, self.run.steps
+
+    def result(self, trainer: Trainer, made: int) -> dict[str, Any]:
+        """What becomes the result after so many steps."""
+        if made < self.run.steps:
+            return {"status": "interrupted", "step": made}
+        return {"status": "ok", "step": made, **self._held_out(self._whole(trainer.model))}
 
     def _start(self) -> tuple[Trainer, int]:
         """A trainer after the newest checkpoint, or a fresh one, and the steps already made."""
         run = self.run
         restored = checkpoints.restore(self.folder, run)
         meet()  # all ranks have read what the first may change from now on
-        model = (
-            restored.model
-            if restored
-            else build(run.system, run.size, seed=run.seed, vocab_size=self.tokens.header.vocab_size)
-        )
+        options = {"seed": run.seed, "vocab_size": self.tokens.header.vocab_size, **run.overrides}
+        model = restored.model if restored else build(run.system, run.size, **options)
         if run.data_parallel > 1:
             keep_part_(model, run.device, run.training)
         trainer = Trainer(model, run.training, run.learning_rate)
@@ -216,7 +217,7 @@ def train(folder: Path) -> dict[str, Any]:
     with TrainingProgress(loop.run, Console(stderr=True)) as progress, interrupt.heeded():
         try:
             with torch.device(loop.run.device):
-                result = loop.train(progress.made, interrupt)
+                result = loop.result(*loop.train(progress.made, interrupt))
         except DivergedError as error:
             result = {"status": "diverged", "reason": str(error)}
         except UsageError:

@@ -31,6 +31,7 @@ def train(request: dict[str, Any], send: Send) -> Iterator[dict[str, Any]]:
     """The child's side: this rank's part of the run of ``folder``; the first sends every step. Yields the result."""
     import torch
 
+    from models.parallel import rank
     from retbench.learning.loop import DivergedError, Interrupt, Loop
     from retbench.measure import TORCH_DTYPES
     from retbench.measure.ranks import join_group, leave_group
@@ -41,7 +42,8 @@ def train(request: dict[str, Any], send: Send) -> Iterator[dict[str, Any]]:
     join_group(loop.run.device, request["group"])
     try:
         with torch.device(loop.run.device):
-            result = loop.train(lambda *made: send({"made": made}), Interrupt())
+            trainer, made = loop.train(lambda *step: send({"made": step}), Interrupt())
+            result = loop.result(trainer, made) if rank() == 0 else {}
     except DivergedError as error:  # on all ranks, which know the same numbers
         result = {"status": "diverged", "reason": str(error)}
     leave_group()

@@ -5,17 +5,21 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from retbench.spec import Dtype, Loss, Training
+from retbench.spec import Cell, Checkpointing, Dtype, Loss, Schedule, Training
 
-Schedule = Literal["linear", "cosine"]
+if TYPE_CHECKING:
+    from retbench.learning.token_files import Tokens
+    from retbench.learning.vocabulary import Vocabulary
 
+ORDERS = {"unigram": 1, "5-gram": 5}  # n-grams that a model must beat before its loss means anything
 REQUEST, METRICS, RESULT = "run.json", "metrics.jsonl", "result.json"  # in the folder of a run
 CHECKPOINT = "step-"  # and the steps made
 SHARING = ("data_parallel", "fsdp")  # fields that may change when a run goes on
+SAVES, MOST_UNSAVED = 10, 500  # checkpoints of a run that a cell asks for, and the steps between two at most
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,38 @@ class Run:
     keep: int  # checkpoints
     data_parallel: int = 1  # ranks
     fsdp: bool = False  # whether they share weights, gradients and optimizer state out
+    checkpointing: Checkpointing = "none"
+    overrides: dict[str, int] = field(default_factory=dict)  # fields of the model's config beside its size
+
+    @classmethod
+    def of_cell(cls, cell: Cell) -> Self:
+        """The run of a cell that is trained from scratch, saved ten times, often enough to lose little."""
+        learning, training = cell.learning, cell.training or Training()
+        if learning is None:
+            raise ValueError(f"{cell.label} is not to be trained from scratch")
+        steps = -(-learning.tokens // (cell.seq_len * cell.batch_size * training.grad_accumulation))
+        return cls(
+            system=cell.system,
+            size=cell.size,
+            corpus=learning.corpus,
+            tokenizer=learning.tokenizer,
+            tokens=learning.tokens,
+            seq_len=cell.seq_len,
+            batch_size=cell.batch_size,
+            grad_accumulation=training.grad_accumulation,
+            learning_rate=learning.learning_rate,
+            warm_up=learning.warm_up,
+            schedule=learning.schedule,
+            loss=training.loss,
+            dtype=cell.dtype,
+            device=cell.device,
+            threads=cell.threads,
+            seed=cell.seed,
+            save_every=max(1, min(steps // SAVES, MOST_UNSAVED)),
+            keep=1,
+            checkpointing=training.checkpointing,
+            overrides={name: value for name, value in cell.overrides.items() if name != "vocab_size"},
+        )
 
     @property
     def step_tokens(self) -> int:
@@ -62,6 +98,7 @@ class Run:
     def training(self) -> Training:
         """How its optimizer steps are made."""
         return Training(
+            checkpointing=self.checkpointing,
             grad_accumulation=self.grad_accumulation,
             loss=self.loss,
             data_parallel=self.data_parallel,
@@ -95,6 +132,27 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     new.replace(path)
+
+
+def lay_out(
+    run: Run,
+    folder: Path,
+    vocabulary: "Vocabulary",
+    tokens: "Tokens",
+    environment: Mapping[str, Any],
+    stored: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes what the loop reads to the folder of a run; what was ``stored`` there stays, but for where tokens are."""
+    folder.mkdir(parents=True, exist_ok=True)
+    vocabulary.save(folder)
+    request = {
+        "schema_version": 1,
+        "data": tokens.header.data,
+        "tokenizer": tokens.header.tokenizer,
+        "vocab_size": tokens.header.vocab_size,
+        "environment": environment,
+    }
+    write_json(folder / REQUEST, {**(stored or request), "run": asdict(run), "tokens": str(tokens.folder.resolve())})
 
 
 def read_metrics(folder: Path) -> Iterator[dict[str, Any]]:
