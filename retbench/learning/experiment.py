@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -19,6 +19,9 @@ from retbench.record import Record
 from retbench.registry import choose
 from retbench.session import Report, show
 from retbench.spec import Cell, Dtype
+
+if TYPE_CHECKING:
+    from retbench.learning.suite import Suite
 
 MOST_SEEDS = 100
 
@@ -103,7 +106,11 @@ def dry_run(cells: Sequence[Cell], specification: str, output_format: str) -> No
     from retbench.planner import show_plan
     from retbench.specifications import find_specification
 
-    steps = [replace(cell, workload="train_step", learning=None, seed=0) for cell in cells if cell.system not in ORDERS]
+    steps = [
+        replace(cell, workload="train_step", learning=None, recall=None, seed=0)
+        for cell in cells
+        if cell.system not in ORDERS
+    ]
     show_plan(list(dict.fromkeys(steps)), find_specification(specification), output_format)
 
 
@@ -121,14 +128,19 @@ def train(experiment: str, cells: Sequence[Cell], asked: Asked, report: Report, 
     Batches(material.trained.train.ids, first.seq_len, first.batch_size, first.seed)  # or there is too little
     jobs = threads // first.threads if device.name == "cpu" else 1
     suite = Suite(experiment, bound(cells, material), device, material, asked.out, jobs)
+    run_suite(suite, report, asked.fresh, asked.output_format, console)
+
+
+def run_suite(suite: "Suite", report: Report, fresh: bool, output_format: str, console: Console) -> None:
+    """Runs what has no record yet and shows the tables and figures of all."""
     try:
-        records = suite.run(console, asked.fresh)
+        records = suite.run(console, fresh)
     except KeyboardInterrupt:
-        _say(console, f"interrupted: what was trained is in {asked.out / 'runs'}; the same command continues")
+        _say(console, f"interrupted: what was trained is in {suite.out}; the same command continues")
         raise
-    show(report.tables(records), records, asked.output_format)
+    show(report.tables(records), records, output_format)
     _say(console, f"records: {suite.store.path}")
-    draw(experiment, report, records, asked.out, console)
+    draw(suite.experiment, report, records, suite.out, console)
 
 
 def draw(experiment: str, report: Report, records: Sequence[Record], out: Path, console: Console) -> None:
