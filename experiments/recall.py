@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from models.catalogue import paper_systems
 from models.catalogue import systems as known_systems
@@ -106,6 +105,8 @@ def command(
         recall=recall,
     )
     cells = [replace(cell, system=name, seed=seed, l_max=_l_max(name, cell)) for seed in range(seeds) for name in names]
+    from rich.console import Console
+
     console = Console(stderr=True)
     console.print(_choice(cell, names, seeds), soft_wrap=True, markup=False, highlight=False)
     if plan_only:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from models.catalogue import paper_systems
 from retbench import options
@@ -17,11 +16,13 @@ from retbench.learning.run import ORDERS, Run
 from retbench.quantities import parse_counts, parse_duration
 from retbench.record import Record
 from retbench.registry import choose
-from retbench.session import Report, show
 from retbench.spec import Cell, Dtype
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from retbench.learning.suite import Suite
+    from retbench.session import Report
 
 MOST_SEEDS = 100
 
@@ -89,16 +90,18 @@ def trainable(dtype: Dtype) -> Dtype:
     return dtype
 
 
-def run(experiment: str, asked: Asked, report: Report) -> None:
+def run(experiment: str, asked: Asked, report: "Report") -> None:
     """Trains what is not trained yet and shows everything; a dry run shows what a step of each system needs."""
+    from rich.console import Console
+
     preset, systems, seeds = asked.setting()
     cells = preset.cells(systems, seeds)
     console = Console(stderr=True)
-    _say(console, _choice(preset, cells, seeds))
-    if asked.dry_run:
-        dry_run(cells, preset.plan_for, asked.output_format)
-    else:
+    if not asked.dry_run:
         train(experiment, cells, asked, report, console)
+        return
+    _say(console, _choice(cells))
+    dry_run(cells, preset.plan_for, asked.output_format)
 
 
 def dry_run(cells: Sequence[Cell], specification: str, output_format: str) -> None:
@@ -114,7 +117,7 @@ def dry_run(cells: Sequence[Cell], specification: str, output_format: str) -> No
     show_plan(list(dict.fromkeys(steps)), find_specification(specification), output_format)
 
 
-def train(experiment: str, cells: Sequence[Cell], asked: Asked, report: Report, console: Console) -> None:
+def train(experiment: str, cells: Sequence[Cell], asked: Asked, report: "Report", console: "Console") -> None:
     """Runs the cells and shows their tables and figures."""
     from retbench.learning.batches import Batches  # these load numpy
     from retbench.learning.material import bound, read_material
@@ -127,12 +130,15 @@ def train(experiment: str, cells: Sequence[Cell], asked: Asked, report: Report, 
     material = read_material(first.learning.corpus, first.learning.others, first.learning.tokenizer)
     Batches(material.trained.train.ids, first.seq_len, first.batch_size, first.seed)  # or there is too little
     jobs = threads // first.threads if device.name == "cpu" else 1
+    _say(console, _choice(cells))
     suite = Suite(experiment, bound(cells, material), device, material, asked.out, jobs)
     run_suite(suite, report, asked.fresh, asked.output_format, console)
 
 
-def run_suite(suite: "Suite", report: Report, fresh: bool, output_format: str, console: Console) -> None:
+def run_suite(suite: "Suite", report: "Report", fresh: bool, output_format: str, console: "Console") -> None:
     """Runs what has no record yet and shows the tables and figures of all."""
+    from retbench.session import show
+
     try:
         records = suite.run(console, fresh)
     except KeyboardInterrupt:
@@ -143,7 +149,7 @@ def run_suite(suite: "Suite", report: Report, fresh: bool, output_format: str, c
     draw(suite.experiment, report, records, suite.out, console)
 
 
-def draw(experiment: str, report: Report, records: Sequence[Record], out: Path, console: Console) -> None:
+def draw(experiment: str, report: "Report", records: Sequence[Record], out: Path, console: "Console") -> None:
     """Writes the figures below reports/."""
     from retbench.report.figures import save
 
@@ -156,17 +162,19 @@ def draw(experiment: str, report: Report, records: Sequence[Record], out: Path, 
         _say(console, f"figures: {', '.join(map(str, files))}")
 
 
-def _choice(preset: Preset, cells: Sequence[Cell], seeds: int) -> str:
+def _choice(cells: Sequence[Cell]) -> str:
     """What will be run, in a line."""
     models = [cell for cell in cells if cell.system not in ORDERS]
-    runs = [Run.of_cell(cell) for cell in models]
-    systems, sizes = (", ".join(dict.fromkeys(getattr(cell, name) for cell in models)) for name in ("system", "size"))
+    first = Run.of_cell(models[0])
+    names = (
+        ", ".join(dict.fromkeys(str(getattr(cell, name)) for cell in models)) for name in ("system", "size", "seed")
+    )
+    systems, sizes, seeds = names
     return (
-        f"preset {preset.name}: {len(models)} runs ({systems}; {sizes}; {seeds} seed{'s' * (seeds > 1)}), each "
-        f"{runs[0].steps} steps of {runs[0].step_tokens} tokens of {preset.corpus} by {preset.tokenizer}, "
-        f"{preset.dtype} on {preset.device}"
+        f"{len(models)} runs: {systems}; size {sizes}; seed {seeds}; each {first.steps} steps of {first.step_tokens} "
+        f"tokens of {first.corpus} by {first.tokenizer}, {first.dtype} on {first.device}"
     )
 
 
-def _say(console: Console, text: str) -> None:
+def _say(console: "Console", text: str) -> None:
     console.print(text, soft_wrap=True, markup=False, highlight=False)
