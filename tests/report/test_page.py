@@ -20,7 +20,8 @@ from retbench.report.page import page
 from retbench.report.tables import Column, Entry, Table
 from tests.report.factory import cell, failed, record, sweep
 
-HOSTILE = """<script>alert(1)</script>"'`</style></script>$policy${script}<img src=x onerror=alert(1)>&amp;"""
+HOSTILE = """"'</style><script>alert(1)</script>$x"""  # short: it has to fit beside an axis
+LONG = f"{HOSTILE}`</script><img src=x onerror=alert(1)>&amp;${{script}}$policy"
 SHOWN = [exhibit for exhibit in EXHIBITS if exhibit.name in ("figure6", "figure1", "frontier")]
 
 
@@ -59,19 +60,18 @@ def test_the_same_records_give_the_same_bytes() -> None:
 
 
 def test_a_hostile_record_adds_no_element_and_no_attribute() -> None:
-    calm, hostile = "a", HOSTILE
     pages = []
-    for words in (calm, hostile):
-        environment = {**record().environment, "cpu": words, "machine": words, words: words}
-        odd = replace(cell("transformer"), system=words, size=words)
-        dead = replace(failed(replace(odd, batch_size=1), "oom", words), environment=environment, created_at=words)
-        whole = [replace(one, cell=replace(one.cell, system=words, size=words), environment=environment)
-                 for one in sweep(("rwkv",))[1:]]  # fmt: skip
-        pages.append(Parts(page(draw(SHOWN, [*whole, dead]), [words])))
+    for name, words in (("a", "b"), (HOSTILE, LONG)):
+        environment = {**record().environment, "cpu": words, "machine": name, words: words}
+        odd = replace(cell("transformer", batch_size=1), system=name, size=name)
+        dead = replace(failed(odd, "oom", words), environment=environment, created_at=words)
+        whole = replace(sweep(("rwkv",))[1], environment=environment)
+        whole = replace(whole, cell=replace(whole.cell, system=name, size=name))
+        pages.append(Parts(page(draw(SHOWN, [whole, dead]), [words])))
 
     names = [[(tag, sorted(attributes)) for tag, attributes in one.elements] for one in pages]
     assert names[0] == names[1]
-    assert any(HOSTILE in words for words in pages[1].words)
+    assert any(LONG in words for words in pages[1].words)
     assert sum(tag == "script" for tag, _ in pages[1].elements) == 2
 
 
@@ -115,8 +115,8 @@ def test_rows_and_lines_say_whose_they_are() -> None:
     rows = [attributes for tag, attributes in parts.elements if tag == "tr" and "data-system" in attributes]
     lines = [one for one in parts.having("data-label") if one["class"].startswith("series")]
 
-    assert {(one["data-system"], one["data-size"]) for one in rows} >= {("rwkv", "small"), ("retnet", "tiny")}
-    assert {one["data-machine"] for one in rows} == {"lab-2c", "other"}
+    assert {(one["data-system"], one.get("data-size")) for one in rows} >= {("rwkv", "small"), ("retnet", "tiny")}
+    assert {one.get("data-machine") for one in rows} >= {"lab-2c", "other"}
     assert {"other", "lab-2c"} <= {one.get("data-machine") for one in lines}
     assert all("data-system" in one for one in lines)
 

@@ -88,7 +88,7 @@ def test_machines_differ_in_their_dashes() -> None:
     assert (solid.look.dashes, dashed.look.dashes) == ((), (5, 1, 1, 1))
 
 
-@pytest.mark.parametrize("label", ["retnet", "retnet, model", "retnet  1.02", "_retnet, small, lab-2c"])
+@pytest.mark.parametrize("label", ["retnet", "retnet, model", "retnet  1.02", "retnet, small, lab-2c"])
 def test_a_label_begins_with_its_system(label: str) -> None:
     scope = Systems(("retnet", "retnet-no-gate"), ("small", "tiny"), ("lab-2c",)).scope(label, "#123456", "")
 
