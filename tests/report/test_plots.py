@@ -44,7 +44,7 @@ def test_the_papers_values_are_in_the_papers_unit() -> None:
 
     assert curve
     assert {point.y_words for point in line.points} == {significant(curve.at(int(point.x))) for point in line.points}
-    assert line.unit.startswith("paper: ")
+    assert line.unit == PAPER.panels["latency"].unit
 
 
 def test_places_are_those_on_the_drawn_axes() -> None:

@@ -25,7 +25,8 @@ def figure_html(figure: Figure, title: str, systems: Systems) -> tuple[str, froz
     panels = "".join(f'<div class="panel"><h4>{text(one.title)}</h4>{svg.draw(one)}{_legend(one.legend)}</div>'
                      for one in shown.panels)  # fmt: skip
     caption = f"<figcaption>{text(shown.caption)}</figcaption>" if shown.caption else ""
-    html = f'<figure>{_legend(shown.legend)}<div class="panels">{panels}</div>{caption}{_data(shown)}</figure>'
+    few = " few" * (len(shown.panels) in (1, 2, 4))
+    html = f'<figure>{_legend(shown.legend)}<div class="panels{few}">{panels}</div>{caption}{_data(shown)}</figure>'
     return html, shown.colours
 
 

@@ -306,7 +306,7 @@ def _on_the_right(series: Series, ax: Axes, twin: Axes) -> Series:
     points = tuple(
         replace(point, y_words=significant(value)) for point, value in zip(series.points, values, strict=True)
     )
-    return replace(series, points=points, unit=_plain(twin.get_ylabel()))
+    return replace(series, points=points, unit=_plain(twin.get_ylabel()).removeprefix("paper: "))
 
 
 # ---- bars, areas, words -------------------------------------------------------------------------------------------

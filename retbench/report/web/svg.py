@@ -1,5 +1,6 @@
 """A panel as SVG that takes its colours from the page, every value in it findable by a script."""
 
+from collections.abc import Iterator, Sequence
 from html import escape
 
 from matplotlib.markers import MarkerStyle
@@ -8,12 +9,13 @@ from retbench.report.web.colours import css_class
 from retbench.report.web.plots import Axis, Bar, Entry, Look, Panel, Point, Series, Shape, Spot, Words
 from retbench.report.web.scope import Scope
 
-WIDTH = 440  # of a panel, in units of its view box; about its pixels
+WIDTH = 380  # of a panel, in units of its view box; about its pixels
 TOP, BOTTOM, SIDE = 26, 40, 12  # margins; those for labels on the left and right depend on their length
 CHARACTER = 6.3  # width of a character of a tick
-MARKER = 7.0  # width of a marker
+MARKER = 8.0  # width of a marker
 DASH = 1.6  # of a matplotlib dash, in units of the view box
-RATIOS = (0.56, 0.95)  # height / width of the axes
+RATIOS = (0.6, 1.0)  # height / width of the axes
+ROW = 17  # least height of a horizontal bar with its name
 MARKERS = "os^vDd8pPhX*<>"  # those of report.style; any other is shown as a circle
 
 
@@ -23,7 +25,8 @@ class Frame:
     def __init__(self, panel: Panel) -> None:
         self.left = SIDE + CHARACTER * _longest(panel.y)
         self.width = WIDTH - self.left - SIDE - (6 + CHARACTER * _longest(panel.right) if panel.right else 0)
-        self.height = self.width * min(max(panel.ratio, RATIOS[0]), RATIOS[1])
+        rows = ROW * len(panel.y.ticks) if panel.bars and not panel.x.ticks else 0
+        self.height = max(self.width * min(max(panel.ratio, RATIOS[0]), RATIOS[1]), rows)
 
     def x(self, at: float) -> float:
         return self.left + at * self.width
@@ -58,7 +61,7 @@ def draw(panel: Panel) -> str:
         "</svg>",
         *(_bar(bar, frame, panel) for bar in panel.bars),
         *(_series(one, frame) for one in series),
-        *(_words(text, frame) for text in panel.words),
+        *_words(panel.words, frame),
         "</svg>",
     ]
     return "".join(parts)
@@ -159,10 +162,16 @@ def _shape(shape: Shape, frame: Frame) -> str:
     return _group(shape.scope, shape.look, inside, "line")
 
 
-def _words(words: Words, frame: Frame) -> str:
-    style = f"words{' bold' * words.bold} {css_class(words.colour)}"
-    text = _text(words.text, frame.x(words.at[0]), frame.y(words.at[1]) + 4, words.anchor, style)
-    return f"<g{data(words.scope)}>{text}</g>"
+def _words(words: Sequence[Words], frame: Frame) -> Iterator[str]:
+    """The words, moved to the right where they would run into those before them: type is larger here than in a file."""
+    ends: dict[int, float] = {}
+    for one in sorted(words, key=lambda one: (one.at[1], one.at[0])):
+        x, y = frame.x(one.at[0]), frame.y(one.at[1]) + 4
+        if one.anchor == "start":
+            x = max(x, ends.get(round(y), x))
+            ends[round(y)] = x + (CHARACTER + 0.6) * len(one.text) + 4
+        style = f"words{' bold' * one.bold} {css_class(one.colour)}"
+        yield f"<g{data(one.scope)}>{_text(one.text, x, y, one.anchor, style)}</g>"
 
 
 def _group(scope: Scope, look: Look, inside: str, style: str) -> str:
