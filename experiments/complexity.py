@@ -149,8 +149,14 @@ def main_setting(records: Sequence[Record]) -> list[Record]:
             if record.environment.get("machine") == machine:
                 cell = replace(record.cell, system="", backend="auto", form="auto")
                 settings.setdefault(cell, []).append(record)
-        kept += max(settings.values(), key=lambda own: (sum(one.status == "ok" for one in own), own[0].cell.seq_len))
+        best: list[Record] = max(settings.values(), key=_size_of_setting)
+        kept += best
     return kept
+
+
+def _size_of_setting(records: list[Record]) -> tuple[int, int]:
+    """How many systems were measured in it, and how far."""
+    return sum(record.status == "ok" for record in records), records[0].cell.seq_len
 
 
 # ---- exponents

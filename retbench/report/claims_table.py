@@ -62,9 +62,9 @@ def _row(one: Judgement) -> tuple[Entry, ...]:
     return (
         Entry(claim.name, claim.name),
         Entry(claim.paper, claim.paper),
-        Entry(ours and ours.value, one.verdict if ours is None else interval_words(claim.measure, ours), ours is None),
-        Entry(ours and ours.low, ABSENT),
-        Entry(ours and ours.high, ABSENT),
+        Entry(ours.value, interval_words(claim.measure, ours)) if ours else Entry(None, one.verdict),
+        Entry(ours.low if ours else None, ABSENT),
+        Entry(ours.high if ours else None, ABSENT),
         Entry(one.verdict, one.verdict, failed=one.verdict == "not supported"),
         *strongest,
         *naive,

@@ -48,7 +48,7 @@ def read_records(results: Path, machines: str = "all", chosen_systems: str = "al
     paths = sorted(path for path in results.glob("*/*.jsonl") if path.stem in stems)
     files = {folder: list(own) for folder, own in groupby(paths, key=lambda path: path.parent)}
     if not files:
-        raise UsageError(f"no records in {results}; these make some: {', '.join(_commands())}")
+        raise UsageError(f"no records in {results}; {_commands()} make them")
     names = choose(machines, [folder.name for folder in files], "machine")
     records, problems = list[Record](), list[str]()
     for folder in (folder for folder in files if folder.name in names):
@@ -59,7 +59,7 @@ def read_records(results: Path, machines: str = "all", chosen_systems: str = "al
             problems += contents.problems
             records += [_of_machine(record, folder.name) for record in current(contents.records)]
     if not records:
-        raise UsageError(f"no records in {results}; these make some: {', '.join(_commands())}")
+        raise UsageError(f"no records in {results}; {_commands()} make them")
     found = sorted({record.cell.system for record in records})
     kept = set(choose(chosen_systems, found, "system"))
     records = [record for record in records if record.cell.system in kept]
@@ -152,8 +152,9 @@ def _strangers(records: Sequence[Record]) -> tuple[str, ...]:
     return (f"systems that this retbench does not know, shown as they are: {', '.join(unknown)}",) if unknown else ()
 
 
-def _commands() -> list[str]:
-    return [exhibit.command for exhibit in exhibits() if not exhibit.sums_up]
+def _commands() -> str:
+    """The verbs that measure, in words."""
+    return ", ".join(dict.fromkeys(" ".join(one.command.split()[:2]) for one in exhibits() if not one.sums_up))
 
 
 def _place(exhibit: Exhibit) -> tuple[bool, int, int, str]:

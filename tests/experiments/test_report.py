@@ -87,7 +87,7 @@ def test_some_exhibits_leave_the_files_of_the_others(reported: Path) -> None:
         (("--only", "figure66"), "unknown exhibit 'figure66'; did you mean 'figure6'?"),
         (("--machine", "lab-3c"), "unknown machine 'lab-3c'; did you mean 'lab-2c'?"),
         (("--systems", "retnt"), "unknown system 'retnt'; did you mean 'retnet'?"),
-        (("--out", "nowhere"), "no records in nowhere/results; these make some: retbench inference"),
+        (("--out", "nowhere"), "no records in nowhere/results; retbench complexity, retbench evaluate"),
         (("--out", "results/lab-2c/inference.jsonl"), "no records in"),
     ],
 )

@@ -88,8 +88,12 @@ def test_bytes_whose_fastest_term_is_not_to_be_seen_yet_have_no_exponent() -> No
 
 
 def test_bytes_that_jump_at_one_length_have_no_exponent() -> None:
-    jumping = {length: 2**16 * length + (2**26 if length == LENGTHS[-1] else 0) for length in LENGTHS}
+    linear = {length: 6_848_768 + 63_528 * length + length**2 // 2**14 for length in LENGTHS}
+    jumping = {**linear, LENGTHS[-1]: linear[LENGTHS[-1]] + 2**26}
+    found = byte_growth(linear)
 
+    assert found is not None
+    assert found.value == pytest.approx(1, abs=0.01)
     assert byte_growth(jumping) is None
 
 
