@@ -71,7 +71,7 @@ def _row(row: Sequence[Entry], columns: Sequence[Column], shown: Sequence[int], 
     label = text(f"Command and conditions of {first[0].text}")
     button = f'<button type="button" data-source="{number}" aria-label="{label}">⋯</button>'
     cells = "".join(f"<td{_side(column)}>{_words(entry, column)}</td>" for entry, column in rest)
-    return f'<tr{data(scope)}><th scope="row">{button}{_words(*first)}</th>{cells}</tr>'
+    return f'<tr{data(scope)}><th scope="row"><div><span>{_words(*first)}</span>{button}</div></th>{cells}</tr>'
 
 
 def _words(entry: Entry, column: Column) -> str:
