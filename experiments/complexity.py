@@ -16,6 +16,7 @@ from retbench import options
 from retbench.options import Grid
 from retbench.quantities import parse_duration
 from retbench.record import Record
+from retbench.report.exhibit import Exhibit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -346,3 +347,17 @@ def _finish(ax: "Axes", lengths: Sequence[int]) -> None:
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     if ax.lines:
         ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+EXHIBITS = (
+    Exhibit(
+        "table1",
+        "Table 1: what training, decoding and long sequences cost",
+        "complexity",
+        "retbench complexity",
+        tables,
+        figures,
+        overlays=True,
+        systems=tuple(paper_claims()),
+    ),
+)

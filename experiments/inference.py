@@ -19,6 +19,7 @@ from retbench.errors import UsageError
 from retbench.options import Grid
 from retbench.quantities import parse_duration
 from retbench.record import Record
+from retbench.report.exhibit import Exhibit
 from retbench.spec import Cell
 from retbench.specifications import find_specification
 
@@ -117,19 +118,84 @@ def frontier_tables(records: Sequence[Record]) -> "list[Table]":
 
 def tables(records: Sequence[Record]) -> "list[Table]":
     """The main table, the headline ratios, those to peers, and the slopes."""
-    from retbench.report.inference_tables import headline_table, inference_table, slope_table
-    from retbench.report.paper import inference_paper
-    from retbench.report.peer_table import peer_tables
-
-    paper = inference_paper()
-    first = [inference_table(records, paper), headline_table(records, paper)]
-    return [*first, *peer_tables(records), slope_table(records)]
+    every, headline, slope = *figure6_tables(records), *figure1_tables(records)
+    return [every, headline, *peer_tables(records), slope]
 
 
 def figures(records: Sequence[Record]) -> "Mapping[str, Figure]":
     """Figure 6 and Figure 1 (left) by file stem."""
-    from retbench.report.figures import figure1, figure6
+    return {**figure6(records), **figure1(records)}
+
+
+def figure6_tables(records: Sequence[Record]) -> "list[Table]":
+    """Every cell."""
+    from retbench.report.inference_tables import inference_table
     from retbench.report.paper import inference_paper
 
-    paper = inference_paper()
-    return {"figure6": figure6.draw(records, paper), "figure1": figure1.draw(records, paper)}
+    return [inference_table(records, inference_paper())]
+
+
+def figure1_tables(records: Sequence[Record]) -> "list[Table]":
+    """The headline ratios, and how TPOT grows over the context."""
+    from retbench.report.inference_tables import headline_table, slope_table
+    from retbench.report.paper import inference_paper
+
+    return [headline_table(records, inference_paper()), slope_table(records)]
+
+
+def peer_tables(records: Sequence[Record]) -> "list[Table]":
+    """Ours / peer, where peers were measured."""
+    from retbench.report.peer_table import peer_tables
+
+    return peer_tables(records)
+
+
+def figure6(records: Sequence[Record]) -> "Mapping[str, Figure]":
+    from retbench.report.figures import figure6
+    from retbench.report.paper import inference_paper
+
+    return {"figure6": figure6.draw(records, inference_paper())}
+
+
+def figure1(records: Sequence[Record]) -> "Mapping[str, Figure]":
+    from retbench.report.figures import figure1
+    from retbench.report.paper import inference_paper
+
+    return {"figure1": figure1.draw(records, inference_paper())}
+
+
+EXHIBITS = (
+    Exhibit(
+        "figure6",
+        "Figure 6: memory, throughput and latency of decoding",
+        "inference",
+        "retbench inference --seq-len 1k-8k*2 --batch-size 1,2,4,8",
+        figure6_tables,
+        figure6,
+        overlays=True,
+    ),
+    Exhibit(
+        "figure1",
+        "Figure 1, left: RetNet's advantage in memory, throughput and latency",
+        "inference",
+        "retbench inference",
+        figure1_tables,
+        figure1,
+    ),
+    Exhibit(
+        "peers",
+        "Other projects' models, with our weights",
+        "inference",
+        "retbench inference --peer torchscale --peer transformers-llama",
+        peer_tables,
+        lambda records: {},
+    ),
+    Exhibit(
+        "frontier",
+        "How much fits into the memory",
+        "frontier",
+        "retbench inference --frontier",
+        frontier_tables,
+        lambda records: {},
+    ),
+)

@@ -18,6 +18,7 @@ from retbench.devices import find_device
 from retbench.quantities import format_duration, parse_duration
 from retbench.record import Record
 from retbench.registry import choose
+from retbench.report.exhibit import Exhibit
 from retbench.spec import Cell, Dtype, Quantize
 
 if TYPE_CHECKING:
@@ -127,6 +128,18 @@ def tables(records: Sequence[Record]) -> "list[Table]":
     from retbench.report.speed_tables import speed_tables
 
     return speed_tables(records)
+
+
+EXHIBITS = (
+    Exhibit(
+        "speed",
+        "How near this machine's limits the models come",
+        "speed",
+        "retbench speed",
+        tables,
+        lambda records: {},
+    ),
+)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from retbench.options import Grid
 from retbench.quantities import parse_counts, parse_duration
 from retbench.record import Record
 from retbench.registry import choose
+from retbench.report.exhibit import Exhibit
 from retbench.spec import Cell, Checkpointing, Loss, Training
 
 if TYPE_CHECKING:
@@ -120,6 +121,19 @@ def tables(records: Sequence[Record]) -> "list[Table]":
 def figures(records: Sequence[Record]) -> "Mapping[str, Figure]":
     """None: the paper has a table."""
     return {}
+
+
+EXHIBITS = (
+    Exhibit(
+        "table4",
+        "Table 4: the cost of training",
+        "training",
+        "retbench training",
+        tables,
+        figures,
+        systems=tuple(SYSTEMS.split(",")),
+    ),
+)
 
 
 def _default_seq_len(device: Device, seq_len: str) -> str:

@@ -41,6 +41,7 @@ def make_app() -> typer.Typer:
         history,
         perplexity,
         planner,
+        report_command,
         reproduce,
         train,
     )
@@ -59,6 +60,7 @@ def make_app() -> typer.Typer:
     app.command("env", help=doctor.__doc__)(doctor.command)
     app.command("gate", help=gate_command.__doc__)(gate_command.command)
     app.command("plan", help=planner.__doc__)(planner.command)
+    app.command("report", help=report_command.__doc__)(report_command.command)
     app.command("train", help=train.__doc__)(train.command)
     app.command("perplexity", help=perplexity.__doc__)(perplexity.command)
     app.command("reproduce", help=reproduce.__doc__)(reproduce.command)
