@@ -1,7 +1,7 @@
 """The repository's own report: reports/ and the generated parts of README.md, drawn from the records that git keeps.
 
-Run by ``make reports``. A generated part of README.md stands between ``<!-- generated: table NAME -->``, or the same with
-figure, and ``<!-- end of generated -->``.
+Run by ``make reports``. A generated part stands between ``<!-- generated: table NAME -->``, or ``figure``, and
+``<!-- end of generated -->``.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""retbench reproduce for real, at size tiny: stopped at any moment, the same command goes on and measures nothing twice."""
+"""retbench reproduce for real, at size tiny: after any end the same command goes on and measures nothing twice."""
 
 import signal
 import time
