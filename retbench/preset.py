@@ -127,7 +127,7 @@ def _step(where: str, table: Any, verbs: Mapping[str, Command]) -> Step:
     except ValueError as error:
         raise UsageError(f"{where}: command cannot be split into words: {error}") from error
     step = Step(table["name"], tuple(words), takes_s, budget_s)
-    if "--budget" in words:
+    if any(word.split("=")[0] == "--budget" for word in words):
         raise UsageError(f"{where}: --budget is no argument here: write budget = ...")
     _check_command(where, step.arguments, verbs)
     return step

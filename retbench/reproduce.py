@@ -86,11 +86,11 @@ def run_steps(preset: Preset, out: Path, log: IO[bytes]) -> list[Ended]:
 def plan_table(preset: Preset) -> Table:
     """The steps with what each runs and the time that it is expected to take."""
     columns = (
-        Column("step", "step", justify="left"),
         Column("planned_s", "takes", "s"),
+        Column("step", "step", justify="left"),
         Column("command", "command", justify="left"),
     )
-    rows = tuple((_text(step.name), _duration(step.takes_s), _text(_words(step))) for step in preset.steps)
+    rows = tuple((_duration(step.takes_s), _text(step.name), _text(_words(step))) for step in preset.steps)
     notes = (
         f"{len(rows)} step{'s' * (len(rows) != 1)}, about {format_duration(preset.takes_s)} on two cores; "
         "what is stored already is not measured again",

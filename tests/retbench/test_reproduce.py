@@ -85,9 +85,9 @@ def test_a_dry_run_shows_the_steps_with_their_times_and_writes_nothing(run: Run,
 
     assert (done.status, done.err, verbs.asked) == (0, "", [])
     assert [line.split()[:2] for line in done.out.splitlines()[2:5]] == [
-        ["first", "3m"],
-        ["second", "2m"],
-        ["third", "1m"],
+        ["3m", "first"],
+        ["2m", "second"],
+        ["1m", "third"],
     ]
     assert "retbench inference --seq-len 1k --budget 120s" in done.out
     assert "3 steps, about 6m on two cores" in done.out
