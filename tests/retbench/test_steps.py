@@ -27,6 +27,14 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return found
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt, even where a shell has told this process to ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def run(root: Path, code: str, *arguments: str, timeout_s: float = 60.0) -> tuple[Ended, str]:
     """How ``code`` ended as a verb, and what it said."""
     (root / "retbench" / "__main__.py").write_text(code)
@@ -66,6 +74,7 @@ def test_a_verb_that_says_nothing_and_is_killed_is_told(root: Path) -> None:
     assert (ended.outcome, ended.reason) == ("failed", "SIGKILL: it said nothing")
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_a_verb_that_hangs_is_interrupted_and_its_last_words_are_heard(root: Path) -> None:
     code = TELL + "import time\ntry:\n    time.sleep(600)\nexcept KeyboardInterrupt:\n    print('2 of 3 are stored')"
 
@@ -93,14 +102,6 @@ def test_a_process_that_the_verb_left_behind_is_killed(root: Path) -> None:
 
     assert ended.outcome == "done"
     wait_for_end(int(said))
-
-
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """Ctrl-C raises KeyboardInterrupt, even where a shell has told this process to ignore it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("interruptible")
