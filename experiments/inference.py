@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from retbench.report.tables import Table
 
+PAPER_MODEL, PAPER_DEVICE = "paper_model", "a100-80gb"  # its records, and the paper's device
 SYSTEMS = "retnet,transformer,transformer-flash,transformer-concat-cache"
 
 Frontier = Annotated[
@@ -83,22 +84,37 @@ def command(
 
 def show_paper_model(out: Path, output_format: str) -> None:
     """Figure 6 as a plan for the paper's size, batch and device, beside its points."""
-    from retbench import plan
-    from retbench.report.figures import figure6_model, save
+    from retbench.predictions import predicted
+    from retbench.report.figures import save
     from retbench.report.paper import inference_paper
-    from retbench.report.paper_model import cells, paper_model_table, points
+    from retbench.report.paper_model import cells
     from retbench.report.tables import Format, render
 
-    paper, device = inference_paper(), find_specification("a100-80gb")
-    asked = cells(paper)
-    predictions, problems = plan.predict(asked)
-    if problems:
-        raise UsageError("; ".join(problems))
-    found = points(asked, predictions, device, paper)
+    records = predicted(PAPER_MODEL, cells(inference_paper()), out)
     fmt = "json" if output_format == "jsonl" else output_format
-    render(paper_model_table(found, device, paper), cast(Format, fmt), sys.stdout)
-    files = save(figure6_model.draw(found, device, paper), out / "reports" / "inference", "figure6-model")
+    render(paper_model_tables(records), cast(Format, fmt), sys.stdout)
+    figures = paper_model_figures(records).items()
+    files = [file for stem, figure in figures for file in save(figure, out / "reports" / PAPER_MODEL, stem)]
     print(f"figures: {', '.join(map(str, files))}", file=sys.stderr)
+
+
+def paper_model_tables(records: Sequence[Record]) -> "list[Table]":
+    """The model's points beside the paper's."""
+    from retbench.report.paper import inference_paper
+    from retbench.report.paper_model import paper_model_table, points
+
+    paper, device = inference_paper(), find_specification(PAPER_DEVICE)
+    return [paper_model_table(points(records, device, paper), device, paper)]
+
+
+def paper_model_figures(records: Sequence[Record]) -> "Mapping[str, Figure]":
+    """The same as lines over the length."""
+    from retbench.report.figures import figure6_model
+    from retbench.report.paper import inference_paper
+    from retbench.report.paper_model import points
+
+    paper, device = inference_paper(), find_specification(PAPER_DEVICE)
+    return {"figure6-model": figure6_model.draw(points(records, device, paper), device, paper)}
 
 
 def frontier_cells(cells: Sequence[Cell], device: Device) -> list[Cell]:
@@ -189,6 +205,14 @@ EXHIBITS = (
         "retbench inference --peer torchscale --peer transformers-llama",
         peer_tables,
         lambda records: {},
+    ),
+    Exhibit(
+        "figure6-model",
+        "Figure 6 predicted in the paper's setting (model, not measured)",
+        PAPER_MODEL,
+        "retbench inference --paper-model",
+        paper_model_tables,
+        paper_model_figures,
     ),
     Exhibit(
         "frontier",

@@ -68,6 +68,14 @@ def mean_interval(samples: Sequence[float]) -> Interval:
     return Interval(float(values.mean()), float(low), float(high))
 
 
+def grouped_mean_interval(groups: Sequence[Sequence[float]]) -> Interval:
+    """The mean of samples in groups, such as documents by seed; the bootstrap draws groups, then samples in them."""
+    means = _resampled(groups).mean(axis=1)
+    draws = len(groups) if len(groups) > 1 else len(groups[0])
+    low, high = np.percentile(means, _tails(draws))
+    return Interval(float(np.concatenate([np.asarray(group) for group in groups]).mean()), float(low), float(high))
+
+
 def percentile(samples: Sequence[float], rank: int) -> float | None:
     """The percentile, or None when there are too few samples to see it."""
     return float(np.percentile(samples, rank)) if len(samples) >= MINIMUM_SAMPLES[rank] else None

@@ -8,6 +8,7 @@ from operator import attrgetter
 from typing import Any
 
 from models.catalogue import Peer, peer_of, systems
+from retbench.predictions import MACHINE as MODEL
 from retbench.record import Record
 from retbench.registry import experiments
 from retbench.report.exhibit import Exhibit
@@ -19,11 +20,11 @@ TRAINING = ("checkpointing", "grad_accumulation", "loss", "tensor_parallel", "da
 
 
 def command_of(exhibit: Exhibit, records: Sequence[Record]) -> str:
-    """A line for each command; the exhibit's own where its verb lets nobody choose the systems."""
+    """A line for each command; the exhibit's own where its verb lets nobody choose the systems, or nothing ran."""
     verb = exhibit.command.split()[1]
     module = experiments().get(verb.replace("-", "_"))
     options: Mapping[str, object] = inspect.signature(module.command).parameters if module else {}
-    if "systems" not in options or not records:
+    if "systems" not in options or records[0].environment.get("machine") == MODEL:
         return exhibit.command
     groups: dict[tuple[Any, ...], list[Cell]] = {}
     for record in records:

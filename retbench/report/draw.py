@@ -39,7 +39,7 @@ def read_records(results: Path, machines: str = "all", chosen_systems: str = "al
 
     Raises UsageError where there are none, for a name that is not there, and for records of a newer schema.
     """
-    stems = {exhibit.experiment for exhibit in exhibits() if not exhibit.sums_up}
+    stems = {exhibit.experiment for exhibit in exhibits()}
     paths = sorted(path for path in results.glob("*/*.jsonl") if path.stem in stems)
     files = {folder: list(own) for folder, own in groupby(paths, key=lambda path: path.parent)}
     if not files:
@@ -143,10 +143,11 @@ def _commands() -> list[str]:
     return [exhibit.command for exhibit in exhibits() if not exhibit.sums_up]
 
 
-def _place(exhibit: Exhibit) -> tuple[bool, int, str, int, str]:
+def _place(exhibit: Exhibit) -> tuple[bool, int, int, str]:
+    """What sums up, then tables and figures by number, then the rest."""
     numbered = re.match(r"(table|figure)(\d+)", exhibit.name)
-    kind, number = (numbered[1], int(numbered[2])) if numbered else ("", 0)
-    return not exhibit.sums_up, not numbered, kind, number, exhibit.name
+    kind = ("table", "figure").index(numbered[1]) if numbered else 2
+    return not exhibit.sums_up, kind, int(numbered[2]) if numbered else 0, exhibit.name
 
 
 _NOT_MODELS = ("machine",)  # as a system: the limits that speed measures
