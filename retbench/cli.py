@@ -39,7 +39,6 @@ def make_app() -> typer.Typer:
         generate,
         gguf_import,
         history,
-        perplexity,
         planner,
         report_command,
         reproduce,
@@ -62,7 +61,6 @@ def make_app() -> typer.Typer:
     app.command("plan", help=planner.__doc__)(planner.command)
     app.command("report", help=report_command.__doc__)(report_command.command)
     app.command("train", help=train.__doc__)(train.command)
-    app.command("perplexity", help=perplexity.__doc__)(perplexity.command)
     app.command("reproduce", help=reproduce.__doc__)(reproduce.command)
     peers = typer.Typer(help="Other projects' models, to be measured beside ours.", rich_markup_mode=None)
     peers.command("install")(_install_peers)

