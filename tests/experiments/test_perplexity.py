@@ -97,7 +97,7 @@ def test_a_dry_run_plans_a_step_of_every_system(
     plan = json.loads(out)["plan"]
 
     assert status in (0, None)
-    assert "each 10000 steps of 524288 tokens of hub:monology/pile-uncopyrighted" in err
+    assert "each 10000 steps of 524288 tokens of hub:pile-6b" in err
     assert [row["system"] for row in plan["rows"]][:2] == ["retnet", "retnet-no-gate"]
     assert "6 cells of 80000000000 bytes, 32 micro-batches, chunked loss" in plan["footnotes"]
 
