@@ -54,8 +54,12 @@ def tables(records: Sequence[Record]) -> "list[Table]":
 
 
 def figures(records: Sequence[Record]) -> "Mapping[str, Figure]":
-    """None: the paper has a table."""
-    return {}
+    """Learning curves and perplexity by position."""
+    from retbench.report.figures import learning
+    from retbench.report.learning_scores import main_setting
+
+    done = [record for record in main_setting(records) if "curve" in record.notes]
+    return {"learning": learning.draw(records)} if done else {}
 
 
 EXHIBITS = (Exhibit("table6", "Table 6: the parts of RetNet", "ablation", "retbench ablation", tables, figures),)

@@ -131,7 +131,7 @@ def figures(records: Sequence[Record]) -> "Mapping[str, Figure]":
             ax.set(xscale="log", yscale="log", title=title, xlabel="length (tokens)", ylabel=unit)
             for record in records:
                 line = machine_line(machines.index(record.environment.get("machine")))
-                _draw_line(ax, record, look[record.cell.system], line, name, key, scale)
+                _draw_line(ax, record, look[record.cell.system], line, name, key, scale, several=len(machines) > 1)
             _finish(ax, sorted({point["context"] for record in records for point in record.contexts}))
         if len(machines) > 1:
             figure.legend(handles=machine_handles([str(name) for name in machines]), loc="outside upper left", ncols=4)
@@ -149,8 +149,14 @@ def main_setting(records: Sequence[Record]) -> list[Record]:
             if record.environment.get("machine") == machine:
                 cell = replace(record.cell, system="", backend="auto", form="auto")
                 settings.setdefault(cell, []).append(record)
-        kept += max(settings.values(), key=lambda own: (sum(one.status == "ok" for one in own), own[0].cell.seq_len))
+        best: list[Record] = max(settings.values(), key=_size_of_setting)
+        kept += best
     return kept
+
+
+def _size_of_setting(records: list[Record]) -> tuple[int, int]:
+    """How many systems were measured in it, and how far."""
+    return sum(record.status == "ok" for record in records), records[0].cell.seq_len
 
 
 # ---- exponents
@@ -343,12 +349,16 @@ _PANELS = (
 )
 
 
-def _draw_line(ax: "Axes", record: Record, look: Any, line: Any, name: str, key: str, scale: float) -> None:
+def _draw_line(
+    ax: "Axes", record: Record, look: Any, line: Any, name: str, key: str, scale: float, several: bool
+) -> None:
+    """One system's line under its exponent, and under its machine where there are several."""
     points = [(point["context"], point[key] / scale) for point in record.contexts if key in point]
     if not points:
         return
     found = exponents(record)[name]
     label = f"{record.cell.system}  {found.value:.2f}" if found else record.cell.system
+    label += f", {record.environment.get('machine')}" * several
     x, y = zip(*points, strict=True)
     ax.plot(x, y, color=look.colour, marker=look.marker, linestyle=line, label=label)
 

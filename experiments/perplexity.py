@@ -85,8 +85,12 @@ def tables(records: Sequence[Record]) -> "list[Table]":
 
 
 def figures(records: Sequence[Record]) -> "Mapping[str, Figure]":
-    """None: the paper has tables."""
-    return {}
+    """Learning curves and perplexity by position."""
+    from retbench.report.figures import learning
+    from retbench.report.learning_scores import main_setting
+
+    done = [record for record in main_setting(records) if "curve" in record.notes]
+    return {"learning": learning.draw(records)} if done else {}
 
 
 EXHIBITS = (Exhibit("table5", "Tables 5 and 8: perplexity", "perplexity", "retbench perplexity", tables, figures),)

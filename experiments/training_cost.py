@@ -123,7 +123,7 @@ def costs_of(records: Sequence[Record]) -> list[Cost]:
         key = (cell.system, cell.size, (cell.training or Training()).checkpointing)
         traced.setdefault(key, {})[cell.n_layers or 0] = record.predicted
     deep = {
-        key: _deep(*(layers[few] for few in SHALLOW), SIZES[key[1]].n_layers)
+        key: _deep(layers[SHALLOW[0]], layers[SHALLOW[1]], SIZES[key[1]].n_layers)
         for key, layers in traced.items()
         if set(layers) >= set(SHALLOW)
     }

@@ -24,7 +24,7 @@ def command(
     out: options.Out = Path(),
 ) -> None:
     from retbench.report.draw import draw, exhibits, read_records
-    from retbench.report.files import REPORT, replaced, write
+    from retbench.report.files import PAGE, REPORT, replaced, write
 
     known = {exhibit.name: exhibit for exhibit in exhibits()}
     chosen = [known[name] for name in choose(only, known, "exhibit")]
@@ -43,3 +43,4 @@ def command(
     for one in drawn:
         print(f"{one.exhibit.name}: {one.missing or f'{len(one.records)} records'}", file=sys.stderr)
     print(folder / REPORT)
+    print(folder / PAGE)

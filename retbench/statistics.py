@@ -68,14 +68,6 @@ def mean_interval(samples: Sequence[float]) -> Interval:
     return Interval(float(values.mean()), float(low), float(high))
 
 
-def grouped_mean_interval(groups: Sequence[Sequence[float]]) -> Interval:
-    """The mean of samples in groups, such as documents by seed; the bootstrap draws groups, then samples in them."""
-    means = _resampled(groups).mean(axis=1)
-    draws = len(groups) if len(groups) > 1 else len(groups[0])
-    low, high = np.percentile(means, _tails(draws))
-    return Interval(float(np.concatenate([np.asarray(group) for group in groups]).mean()), float(low), float(high))
-
-
 def crossed_interval(values: Sequence[Sequence[float]], weights: Sequence[float]) -> Interval:
     """Sums over documents, a row of ``values`` a run, as a mean per weight: nats over documents a token, say.
 

@@ -11,8 +11,9 @@ from models.sizes import SIZES
 from retbench.record import Record
 from retbench.report.frame import mean_over_positions
 from retbench.report.growth import byte_growth
+from retbench.report.learning_scores import Pairs, score_of
 from retbench.report.tables import shortened
-from retbench.statistics import Interval, grouped_mean_interval, mean_interval
+from retbench.statistics import Interval, crossed_interval, mean_interval
 
 Measure = Literal["advantage", "saving", "over_length", "over_batch", "exponent", "value", "loss", "accuracy"]
 Verdict = Literal["supported", "not supported", "undecided", "not run"]
@@ -42,7 +43,7 @@ class Claim:
     system: str
     against: tuple[str, ...] = ()
     judged: Judged = "naive"
-    at_least: float | None = None
+    above: float | None = None
     at_most: float | None = None
     from_size: str | None = None
     notes: tuple[str, ...] = ()
@@ -51,8 +52,8 @@ class Claim:
         for name, allowed in (("measure", get_args(Measure)), ("judged", get_args(Judged))):
             if getattr(self, name) not in allowed:
                 raise ClaimError(f"{self.name}: {name} must be one of {', '.join(allowed)}")
-        if self.at_least is None and self.at_most is None:
-            raise ClaimError(f"{self.name}: at_least or at_most must be given")
+        if self.above is None and self.at_most is None:
+            raise ClaimError(f"{self.name}: above or at_most must be given")
         if self.measure in COMPARING and not self.against:
             raise ClaimError(f"{self.name}: {self.measure} needs against")
 
@@ -121,15 +122,15 @@ def _verdict(claim: Claim, ours: Interval, group: Sequence[Record]) -> tuple[Ver
     """From the interval alone, never from its middle."""
     if claim.from_size and _rank(group[0]) < list(SIZES).index(claim.from_size):
         return "undecided", f"only {claim.from_size} and larger can decide"
-    bounds = {"at least": claim.at_least, "at most": claim.at_most}
+    bounds = {"above": claim.above, "at most": claim.at_most}
     wanted = " and ".join(f"{words} {bound:g}" for words, bound in bounds.items() if bound is not None)
-    least = ours.low if claim.at_least is None else claim.at_least
-    most = ours.high if claim.at_most is None else claim.at_most
-    if ours.low >= least and ours.high <= most:
+    least = -math.inf if claim.above is None else claim.above
+    most = math.inf if claim.at_most is None else claim.at_most
+    if least < ours.low and ours.high <= most:
         return "supported", f"the whole interval is {wanted}"
-    if ours.high < least or ours.low > most:
-        return "not supported", f"the whole interval is not {wanted}"
-    return "undecided", f"the interval reaches to both sides of {wanted}"
+    if ours.high <= least or most < ours.low:
+        return "not supported", f"no part of the interval is {wanted}"
+    return "undecided", f"only a part of the interval is {wanted}"
 
 
 def _why_not(claim: Claim, records: Sequence[Record]) -> str:
@@ -143,10 +144,10 @@ def _why_not(claim: Claim, records: Sequence[Record]) -> str:
 
 
 def _settings(claim: Claim, records: Sequence[Record]) -> list[list[Record]]:
-    """The ok records of each setting, the one nearest to the paper's first: with a baseline, as it is, large, long."""
+    """The ok records of each setting, the one nearest to the paper's first: with baselines, as it is, large, long."""
     groups: dict[Setting, list[Record]] = {}
     for record in records:
-        if record.status == "ok" and record.cell.system in (claim.system, *claim.against):
+        if record.status == "ok" and _kind(claim, record) in (claim.system, *claim.against):
             groups.setdefault(_setting(claim, record), []).append(record)
     return sorted(groups.values(), key=lambda group: _nearness(claim, group), reverse=True)
 
@@ -157,7 +158,7 @@ def _setting(claim: Claim, record: Record) -> Setting:
     if claim.measure == "over_batch":
         cell = replace(cell, batch_size=0)
     if claim.measure == "loss":
-        cell = replace(cell, seed=0)
+        cell = replace(cell, seed=0, l_max=None)
     if claim.measure == "accuracy":
         cell = replace(cell, task=None, checkpoint=None, weights=None)
     return record.environment.get("machine"), cell
@@ -166,7 +167,8 @@ def _setting(claim: Claim, record: Record) -> Setting:
 def _nearness(claim: Claim, group: Sequence[Record]) -> tuple[Any, ...]:
     first, others = group[0].cell, {record.cell.system for record in group} - {claim.system}
     as_it_is = first.quantize == "none" and not first.compile
-    return len(others) > 1 or claim.against == tuple(others), as_it_is, _rank(group[0]), first.seq_len, first.batch_size
+    compared, tokens = len(others) > 1 or claim.against == tuple(others), first.learning.tokens if first.learning else 0
+    return compared, as_it_is, _rank(group[0]), tokens, first.seq_len, first.batch_size
 
 
 def _rank(record: Record) -> int:
@@ -181,7 +183,7 @@ Found = tuple[Interval | None, dict[str, Interval]]  # of the system itself, and
 
 def _advantage(claim: Claim, group: Sequence[Record]) -> Found:
     """Over each baseline; the interval spans the far ends of both sides."""
-    mine, theirs = _by_system(claim, group, lambda record: metric_interval(record, claim.metric))
+    mine, theirs = _by_system(claim, group, lambda record: _positive(record, claim.metric))
     if mine is None:
         return None, {}
     if claim.metric in MORE_IS_BETTER:
@@ -202,7 +204,7 @@ def _over_batch(claim: Claim, group: Sequence[Record]) -> Found:
     found: dict[str, Interval] = {}
     for system in dict.fromkeys(record.cell.system for record in group):
         own = sorted((one for one in group if one.cell.system == system), key=lambda one: one.cell.batch_size)
-        ends = [metric_interval(one, claim.metric) for one in (own[0], own[-1])]
+        ends = [_positive(one, claim.metric) for one in (own[0], own[-1])]
         if own[0].cell.batch_size < own[-1].cell.batch_size and ends[0] and ends[1]:
             found[system] = ratio(ends[1], ends[0])
     return found.pop(claim.system, None), found
@@ -220,17 +222,16 @@ def _value(claim: Claim, group: Sequence[Record]) -> Found:
 
 
 def _loss(claim: Claim, group: Sequence[Record]) -> Found:
-    """Nats a token by which each baseline is worse: documents in pairs, seed by seed."""
-    seeds: dict[str, dict[int, list[float]]] = {}
+    """Nats a token by which each baseline is worse: over the same documents and seeds."""
+    seeds: dict[str, dict[int, Pairs]] = {}
     for record in group:
-        if losses := document_losses(record, claim.metric):
-            seeds.setdefault(record.cell.system, {})[record.cell.seed] = losses
+        if pairs := document_losses(record, claim.metric):
+            seeds.setdefault(record.cell.system, {})[record.cell.seed] = pairs
     mine, found = seeds.pop(claim.system, {}), {}
     for name, theirs in seeds.items():
-        shared = [seed for seed in sorted(mine.keys() & theirs.keys()) if len(mine[seed]) == len(theirs[seed])]
-        if shared:
-            pairs = [zip(theirs[seed], mine[seed], strict=True) for seed in shared]
-            found[name] = grouped_mean_interval([[other - own for other, own in pair] for pair in pairs])
+        if shared := sorted(mine.keys() & theirs.keys()):
+            nats = [[b - a for (a, _), (b, _) in zip(mine[seed], theirs[seed], strict=True)] for seed in shared]
+            found[name] = crossed_interval(nats, [tokens for _, tokens in mine[shared[0]]])
     return None, found
 
 
@@ -278,19 +279,25 @@ def metric_interval(record: Record, name: str) -> Interval | None:
     return Interval(value, value if low is None else low, value if high is None else high)
 
 
+def _positive(record: Record, name: str) -> Interval | None:
+    """The metric, if one can divide by it."""
+    found = metric_interval(record, name)
+    return found if found and found.low > 0 else None
+
+
 def ratio(above: Interval, below: Interval) -> Interval:
     """The quotient of positive numbers; its interval spans the far ends of both."""
     return Interval(above.value / below.value, above.low / below.high, above.high / below.low)
 
 
-def document_losses(record: Record, metric: str) -> list[float]:
-    """Nats a token of each held-out document: in domain, read in windows, or at a context of Table 8's protocol."""
+def document_losses(record: Record, metric: str) -> Pairs:
+    """Nats and tokens of each held-out document: in domain, read in windows, or at a context of Table 8's protocol."""
+    if record.cell.learning is None:
+        return []
     if metric.startswith("context "):
-        pairs = record.notes.get("contexts", {}).get(metric.removeprefix("context "), [])
-    else:
-        scores = record.notes.get("scores", {})
-        pairs = next(iter(scores.values()), {}).get("windows", {}).get("documents", [])
-    return [nats / tokens for nats, tokens in pairs if tokens]
+        found: Pairs = record.notes["contexts"].get(metric.removeprefix("context "), [])
+        return found
+    return score_of(record, record.cell.learning.corpus)["documents"]  # type: ignore[no-any-return]
 
 
 def _by_system(claim: Claim, group: Sequence[Record], of: Callable[[Record], Interval | None]) -> Found:
@@ -300,7 +307,7 @@ def _by_system(claim: Claim, group: Sequence[Record], of: Callable[[Record], Int
 
 def _growth(record: Record, name: str) -> Interval | None:
     """A number at the longest context over that at the shortest, of one record: both were visited in turn."""
-    points = sorted((one for one in record.contexts if name in one), key=lambda one: one["context"])
+    points = sorted((one for one in record.contexts if one.get(name)), key=lambda one: one["context"])
     if len(points) < 2:
         return None
     first, last = (
@@ -319,6 +326,8 @@ def _mean_rate(record: Record, value: float) -> Interval:
 
 
 def _kind(claim: Claim, record: Record) -> str:
-    """Of a checkpoint, the system of the claim that its name begins with."""
+    """The system; of a checkpoint that is evaluated, that of the claim which its name begins with."""
+    if claim.measure != "accuracy":
+        return record.cell.system
     names = (claim.system, *claim.against)
     return next((name for name in names if record.cell.system.startswith(name)), record.cell.system)

@@ -25,6 +25,7 @@ COLUMNS = (
     Column("conditions", "measured at", justify="left", detail="data"),
     Column("reason", "reason", justify="left", detail="data"),
     Column("notes", "notes", justify="left", detail="data"),
+    Column("command", "command", justify="left", detail="data"),
 )
 
 
@@ -49,13 +50,21 @@ _VERDICTS = ("supported", "not supported", "undecided", "not run")
 def _row(one: Judgement) -> tuple[Entry, ...]:
     claim, ours = one.claim, one.ours
     naive, strongest = (_baseline(one, name) for name in (one.naive, one.strongest))
-    plain = (claim.says, claim.where, claim.setting, _conditions(one), one.reason, "; ".join(claim.notes))
+    plain = (
+        claim.says,
+        claim.where,
+        claim.setting,
+        _conditions(one),
+        one.reason,
+        "; ".join(claim.notes),
+        claim.command,
+    )
     return (
         Entry(claim.name, claim.name),
         Entry(claim.paper, claim.paper),
-        Entry(ours and ours.value, one.verdict if ours is None else interval_words(claim.measure, ours), ours is None),
-        Entry(ours and ours.low, ABSENT),
-        Entry(ours and ours.high, ABSENT),
+        Entry(ours.value, interval_words(claim.measure, ours)) if ours else Entry(None, one.verdict),
+        Entry(ours.low if ours else None, ABSENT),
+        Entry(ours.high if ours else None, ABSENT),
         Entry(one.verdict, one.verdict, failed=one.verdict == "not supported"),
         *strongest,
         *naive,

@@ -4,6 +4,8 @@ import inspect
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
 from operator import attrgetter
 from typing import Any
 
@@ -22,21 +24,28 @@ TRAINING = ("checkpointing", "grad_accumulation", "loss", "tensor_parallel", "da
 def command_of(exhibit: Exhibit, records: Sequence[Record]) -> str:
     """A line for each command; the exhibit's own where its verb lets nobody choose the systems, or nothing ran."""
     verb = exhibit.command.split()[1]
-    module = experiments().get(verb.replace("-", "_"))
-    options: Mapping[str, object] = inspect.signature(module.command).parameters if module else {}
+    options = _options(verb)
     if "systems" not in options or records[0].environment.get("machine") == MODEL:
         return exhibit.command
     groups: dict[tuple[Any, ...], list[Cell]] = {}
     for record in records:
-        groups.setdefault(_alike(record.cell), []).append(record.cell)
+        groups.setdefault(_alike(record.cell, options), []).append(record.cell)
     flags = re.findall(r"--\S+(?= --|$)", exhibit.command)
     return "\n".join(dict.fromkeys(_line([verb, *flags], cells, options) for cells in groups.values()))
 
 
-def _alike(cell: Cell) -> tuple[Any, ...]:
+@cache
+def _options(verb: str) -> Mapping[str, object]:
+    """The options of a verb, by their name in Python; none where it is no experiment's."""
+    module = experiments().get(verb.replace("-", "_"))
+    return inspect.signature(module.command).parameters if module else {}
+
+
+def _alike(cell: Cell, options: Mapping[str, object]) -> tuple[Any, ...]:
     """What the cells of one command agree in; chunk_size is RetNet's alone, so it parts none."""
-    training = cell.training or Training()
-    return (*(getattr(cell, name) for name in SINGLE[:-1]), *(getattr(training, name) for name in TRAINING))
+    training, single = cell.training or Training(), [name for name in SINGLE[:-1] if name in options]
+    shared = replace(cell.learning, data=(), vocabulary="", learning_rate=0.0) if cell.learning else None
+    return (*(getattr(cell, name) for name in single), *(getattr(training, name) for name in TRAINING), shared)
 
 
 def _line(start: Sequence[str], cells: Sequence[Cell], options: Mapping[str, object]) -> str:
@@ -53,7 +62,7 @@ def _line(start: Sequence[str], cells: Sequence[Cell], options: Mapping[str, obj
     weights = [quantized.get(value, value) for value in _distinct(cells, attrgetter("quantize"))]
     parts += [f"--weights {_joined(weights)}"] * ("weights" in options and weights != ["as-is"])
     parts += ["--compile"] * any(cell.compile for cell in cells)
-    return " ".join([*parts, *_training_options(cells[0].training)])
+    return " ".join([*parts, *_training_options(cells[0].training), *_learning_options(cells, options)])
 
 
 def _training_options(training: Training | None) -> list[str]:
@@ -66,6 +75,15 @@ def _training_options(training: Training | None) -> list[str]:
         f"--{name.replace('_', '-')}" + ("" if name == "fsdp" else f" {getattr(training, name)}") for name in changed
     ]
     return [*options, *([f"--nproc {training.ranks}"] if training.ranks > 1 else [])]
+
+
+def _learning_options(cells: Sequence[Cell], options: Mapping[str, object]) -> list[str]:
+    """How many seeds, and what all of them were trained on and scored on."""
+    parts, learning = [f"--seeds {1 + max(cell.seed for cell in cells)}"] * ("seeds" in options), cells[0].learning
+    if learning is None:
+        return parts
+    corpora = (learning.corpus, *learning.others)
+    return [*parts, f"--tokens {learning.tokens}", *(f"--corpus {shlex.quote(name)}" for name in corpora)]
 
 
 def _peers_of(row: str) -> list[Peer]:

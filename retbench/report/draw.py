@@ -9,15 +9,20 @@ from typing import TYPE_CHECKING
 
 from models.catalogue import peers, systems
 from retbench.errors import UsageError
+from retbench.learning.run import ORDERS
 from retbench.record import Record
 from retbench.registry import choose, experiments
 from retbench.report.commands import command_of
 from retbench.report.exhibit import Drawn, Exhibit
-from retbench.report.tables import Table
+from retbench.report.numbers import ABSENT
+from retbench.report.tables import Entry, Table
 from retbench.store import Store
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+NOT_RUN = "not run"
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ def read_records(results: Path, machines: str = "all", chosen_systems: str = "al
     paths = sorted(path for path in results.glob("*/*.jsonl") if path.stem in stems)
     files = {folder: list(own) for folder, own in groupby(paths, key=lambda path: path.parent)}
     if not files:
-        raise UsageError(f"no records in {results}; these make some: {', '.join(_commands())}")
+        raise UsageError(f"no records in {results}; {_commands()} make them")
     names = choose(machines, [folder.name for folder in files], "machine")
     records, problems = list[Record](), list[str]()
     for folder in (folder for folder in files if folder.name in names):
@@ -54,7 +59,7 @@ def read_records(results: Path, machines: str = "all", chosen_systems: str = "al
             problems += contents.problems
             records += [_of_machine(record, folder.name) for record in current(contents.records)]
     if not records:
-        raise UsageError(f"no records in {results}; these make some: {', '.join(_commands())}")
+        raise UsageError(f"no records in {results}; {_commands()} make them")
     found = sorted({record.cell.system for record in records})
     kept = set(choose(chosen_systems, found, "system"))
     records = [record for record in records if record.cell.system in kept]
@@ -84,7 +89,7 @@ def draw(chosen: Sequence[Exhibit], records: Sequence[Record]) -> list[Drawn]:
 
 def _drawn(exhibit: Exhibit, records: Sequence[Record]) -> Drawn:
     if not records:
-        return Drawn(exhibit, missing=f"not run: no records; {exhibit.command} makes them", command=exhibit.command)
+        return Drawn(exhibit, missing=f"{NOT_RUN}: no records; {exhibit.command} makes them", command=exhibit.command)
     machines = dict.fromkeys(_machine(record) for record in records)
     single = len(machines) == 1 or exhibit.sums_up
     parts = [(name, [record for record in records if _machine(record) == name]) for name in machines]
@@ -92,15 +97,34 @@ def _drawn(exhibit: Exhibit, records: Sequence[Record]) -> Drawn:
     tables = list[Table]()
     figures: dict[str, Figure] = {}
     for machine, own in parts:
-        tables += [_marked(table, machine) for table in exhibit.tables(own)]
+        tables += [_marked(table, machine) for table in _complete(exhibit, exhibit.tables(own))]
         if not exhibit.overlays:
             figures |= {f"{stem}-{machine}" if machine else stem: drawn for stem, drawn in exhibit.figures(own).items()}
     if exhibit.overlays:
         figures = dict(exhibit.figures(records))
     if not tables and not figures:
-        return Drawn(exhibit, missing=f"not run: no record has it; {exhibit.command}", command=exhibit.command)
+        return Drawn(
+            exhibit, missing=f"{NOT_RUN}: no record has it; {exhibit.command} makes some", command=exhibit.command
+        )
     command = exhibit.command if exhibit.sums_up else command_of(exhibit, records)
-    return Drawn(exhibit, tuple(records), tuple(tables), figures, "", command, _notes(exhibit, records, single))
+    notes = () if single or exhibit.overlays else ("machines stand apart: nothing here can show several at once",)
+    return Drawn(exhibit, tuple(records), tuple(tables), figures, "", command, notes)
+
+
+def _complete(exhibit: Exhibit, tables: Sequence[Table]) -> list[Table]:
+    """The tables without a blank, the first with a row for each system of the paper that was not measured."""
+    filled = [replace(table, rows=tuple(tuple(map(_told, row)) for row in table.rows)) for table in tables]
+    for first in filled[:1]:
+        shown = {entry.text for row in first.rows for entry in row[:1]}
+        absent = [name for name in exhibit.systems if name not in shown]
+        blank = [Entry(None, ABSENT)] * (len(first.columns) - 2)
+        rows = tuple((Entry(name, name), Entry(None, NOT_RUN), *blank) for name in absent)
+        filled[0] = replace(first, rows=(*first.rows, *rows))
+    return filled
+
+
+def _told(entry: Entry) -> Entry:
+    return entry if entry.text else replace(entry, text=ABSENT)
 
 
 def _marked(table: Table, machine: str) -> Table:
@@ -108,17 +132,6 @@ def _marked(table: Table, machine: str) -> Table:
     if not machine:
         return table
     return replace(table, name=f"{table.name}-{machine}", title=f"{table.title}: {machine}")
-
-
-def _notes(exhibit: Exhibit, records: Sequence[Record], single: bool) -> tuple[str, ...]:
-    """Rows of the paper that nobody measured, and why machines stand beside each other rather than in one figure."""
-    known = {record.cell.system for record in records}
-    absent = [name for name in exhibit.systems if name not in known]
-    apart = not single and not exhibit.overlays
-    return (
-        *((f"not run: {', '.join(absent)}",) if absent else ()),
-        *(("machines stand apart: nothing here can show several at once",) if apart else ()),
-    )
 
 
 def _machine(record: Record) -> str:
@@ -139,8 +152,9 @@ def _strangers(records: Sequence[Record]) -> tuple[str, ...]:
     return (f"systems that this retbench does not know, shown as they are: {', '.join(unknown)}",) if unknown else ()
 
 
-def _commands() -> list[str]:
-    return [exhibit.command for exhibit in exhibits() if not exhibit.sums_up]
+def _commands() -> str:
+    """The verbs that measure, in words."""
+    return ", ".join(dict.fromkeys(" ".join(one.command.split()[:2]) for one in exhibits() if not one.sums_up))
 
 
 def _place(exhibit: Exhibit) -> tuple[bool, int, int, str]:
@@ -150,4 +164,4 @@ def _place(exhibit: Exhibit) -> tuple[bool, int, int, str]:
     return not exhibit.sums_up, kind, int(numbered[2]) if numbered else 0, exhibit.name
 
 
-_NOT_MODELS = ("machine",)  # as a system: the limits that speed measures
+_NOT_MODELS = ("machine", *ORDERS)  # as a system: the limits that speed measures, n-grams

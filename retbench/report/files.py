@@ -1,4 +1,4 @@
-"""The files of a report: Markdown, CSV and LaTeX of every table, the figures, and report.md, put in place at once."""
+"""The files of a report: tables as Markdown, CSV and LaTeX, figures, report.md and index.html, put in place at once."""
 
 import shutil
 import tempfile
@@ -10,9 +10,11 @@ from urllib.parse import quote
 from retbench.report.exhibit import Drawn
 from retbench.report.figures import SUFFIXES, save
 from retbench.report.latex import to_latex
+from retbench.report.page import page
 from retbench.report.tables import Table, markdown_text, to_csv, to_markdown
 
 REPORT = "report.md"
+PAGE = "index.html"
 INTRODUCTION = (
     "Every number was measured by the command below its exhibit, unless it is called the paper's or a model's. The "
     "folder of an experiment holds its exhibits one by one: Markdown, tables as CSV and LaTeX (booktabs), figures as "
@@ -22,37 +24,47 @@ INTRODUCTION = (
 
 def write(drawn: Sequence[Drawn], folder: Path, notes: Sequence[str] = ()) -> None:
     """All files of the report into an empty folder; OSError where it cannot be written."""
-    for one in drawn:
+    bodies = [_body(one) for one in drawn]
+    for one, body in zip(drawn, bodies, strict=True):
         own = folder / one.exhibit.experiment
         own.mkdir(exist_ok=True)
-        _write(own / f"{one.exhibit.name}.md", f"# {markdown_text(one.exhibit.title)}\n\n{exhibit_markdown(one, '')}")
+        _write(own / f"{one.exhibit.name}.md", f"# {markdown_text(one.exhibit.title)}\n\n{_images(one, '')}{body}")
         for table in one.tables:
             _write(own / f"{table_stem(one, table)}.csv", to_csv(table))
             _write(own / f"{table_stem(one, table)}.tex", to_latex(table))
         for stem, figure in one.figures.items():
             save(figure, own, stem)
-    _write(folder / REPORT, report_markdown(drawn, notes))
+    _write(folder / REPORT, _report(drawn, bodies, notes))
+    _write(folder / PAGE, page(drawn, notes))
 
 
-def report_markdown(drawn: Sequence[Drawn], notes: Sequence[str]) -> str:
+def _report(drawn: Sequence[Drawn], bodies: Sequence[str], notes: Sequence[str]) -> str:
     """All exhibits below each other under a list of them."""
     entries = [f"- [{markdown_text(one.exhibit.title)}](#{one.exhibit.name}){_state(one)}" for one in drawn]
-    parts = ["# Results\n", f"{INTRODUCTION}\n", "\n".join(entries) + "\n"]
-    parts += ["\n".join(f"- {markdown_text(note)}" for note in notes) + "\n"] * bool(notes)
-    for one in drawn:
+    parts = ["# Results\n", f"{INTRODUCTION}\n", "\n".join(entries) + "\n", *_list(notes)]
+    for one, body in zip(drawn, bodies, strict=True):
         heading = f'<a id="{one.exhibit.name}"></a>\n\n## {markdown_text(one.exhibit.title)}\n'
-        parts += [heading, exhibit_markdown(one, f"{one.exhibit.experiment}/")]
+        parts += [heading, _images(one, f"{one.exhibit.experiment}/") + body]
     return "\n".join(parts)
 
 
-def exhibit_markdown(one: Drawn, folder: str) -> str:
-    """Figures, tables with their conditions, and the command; ``folder`` is where the figures lie."""
+def _images(one: Drawn, folder: str) -> str:
+    """Its figures, which lie in a folder."""
+    title = markdown_text(one.exhibit.title)
+    return "".join(f"![{title}]({folder}{quote(stem)}.svg)\n\n" for stem in one.figures)
+
+
+def _body(one: Drawn) -> str:
+    """Tables with their conditions, notes and the command, or why there is nothing."""
     if one.missing:
         return f"{markdown_text(one.missing)}\n"
-    parts = [f"![{markdown_text(one.exhibit.title)}]({folder}{quote(stem)}.svg)\n" for stem in one.figures]
-    parts += [to_markdown(one.tables)] * bool(one.tables)
-    parts += ["\n".join(f"- {markdown_text(note)}" for note in one.notes) + "\n"] * bool(one.notes)
-    return "\n".join([*parts, "Made by:\n", *(f"    {line}" for line in one.command.splitlines()), ""])
+    tables = [to_markdown(one.tables)] * bool(one.tables)
+    command = ["Made by:\n", *(f"    {line}" for line in one.command.splitlines()), ""]
+    return "\n".join([*tables, *_list(one.notes), *command])
+
+
+def _list(notes: Sequence[str]) -> list[str]:
+    return ["\n".join(f"- {markdown_text(note)}" for note in notes) + "\n"] * bool(notes)
 
 
 def table_stem(one: Drawn, table: Table) -> str:

@@ -30,6 +30,12 @@ class Line:
     points: dict[int, Value]
     failed: dict[int, str]
     machine: str = ""
+    size: str = ""
+
+    @property
+    def label(self) -> str:
+        """Whose line it is, for readers of the figure that are programs; the underscore keeps it out of legends."""
+        return "_" + ", ".join(name for name in (self.system, self.size, self.machine) if name)
 
     def at(self, x: float) -> float | None:
         """The value at ``x``, interpolated between measured points, None outside of them."""
@@ -79,7 +85,7 @@ def draw_panel(ax: Axes, panel: Panel, look: dict[str, Look], machines: Sequence
         style = machine_line(machines.index(line.machine))
         _draw_line(ax, line, look[line.system], 2.2 - 1.2 * place / max(len(panel.lines) - 1, 1), style)
     if panel.level is not None:
-        ax.axhline(panel.level, color=INK, linewidth=0.8, linestyle=DASHES, zorder=1)
+        ax.axhline(panel.level, color=INK, linewidth=0.8, linestyle=DASHES, zorder=1, label="_model weights")
     _x_axis(ax, panel)
     theirs = _paper_points(panel)
     limits = _y_limits(panel, [y for _, points in theirs for _, y in points])
@@ -97,7 +103,7 @@ def _draw_line(ax: Axes, line: Line, look: Look, linewidth: float, style: Any) -
     y, low, high = (np.array([line.points[at][side] for at in x]) for side in range(3))
     errors = np.clip(np.stack([y - low, high - y]), 0, None) if x else None
     ax.errorbar(x, y, yerr=errors, color=look.colour, marker=look.marker, linewidth=linewidth,
-                linestyle=style, markersize=2.5 + linewidth, elinewidth=0.8, zorder=3)  # fmt: skip
+                linestyle=style, markersize=2.5 + linewidth, elinewidth=0.8, zorder=3, label=line.label)  # fmt: skip
 
 
 def _draw_failures(ax: Axes, lines: Sequence[Line], look: dict[str, Look]) -> None:
@@ -108,7 +114,8 @@ def _draw_failures(ax: Axes, lines: Sequence[Line], look: dict[str, Look]) -> No
             place = stacked[x] = stacked.get(x, -1) + 1
             ax.annotate(f"× {status}", (x, 1), (0, -1 - 7.5 * place), xycoords=("data", "axes fraction"),
                         textcoords="offset points", ha="right" if x == max(ax.get_xticks()) else "center", va="top",
-                        color=look[line.system].colour, fontsize=6.5, fontweight="bold", zorder=5)  # fmt: skip
+                        color=look[line.system].colour, fontsize=6.5, fontweight="bold", zorder=5,
+                        label=line.label)  # fmt: skip
 
 
 def _paper_points(panel: Panel) -> list[tuple[str, list[tuple[int, float]]]]:
@@ -135,9 +142,8 @@ def _draw_paper(
     scale = panel.scale or 1.0
     for system, points in theirs:
         x, y = zip(*points, strict=True)
-        ax.plot(
-            x, y, color=look[system].colour, marker=look[system].marker, linestyle=DOTS, alpha=0.45, zorder=2, **HOLLOW
-        )
+        ax.plot(x, y, color=look[system].colour, marker=look[system].marker, linestyle=DOTS, alpha=0.45, zorder=2,
+                label=f"_{system}, paper", **HOLLOW)  # fmt: skip
     right = ax.twinx()
     right.grid(False)
     right.spines["right"].set(visible=True, color=PAPER)

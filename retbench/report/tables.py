@@ -108,7 +108,7 @@ def to_csv(table: Table) -> str:
 
 def to_markdown(tables: Sequence[Table]) -> str:
     """Full-width tables in words; a footnote that several tables share stands under the first."""
-    return "\n".join(_markdown(table) for table in _without_repeats(tables))
+    return "\n".join(_markdown(table) for table in without_repeats(tables))
 
 
 def _markdown(table: Table) -> str:
@@ -220,7 +220,7 @@ def _print(tables: list[Table], file: TextIO, width: int | None) -> None:
     asked = width or (Console(file=file).width if terminal else PLAIN_WIDTH)
     colours: Literal["auto"] | None = "auto" if terminal else None
     console = Console(file=canvas, width=UNBOUNDED, force_terminal=terminal, color_system=colours, highlight=False)
-    for place, table in enumerate(_without_repeats(tables)):
+    for place, table in enumerate(without_repeats(tables)):
         console.print(*([""] if place else []), to_rich(table, asked), sep="\n")
     lines = [line.rstrip() for line in canvas.getvalue().splitlines()]
     encoding = getattr(file, "encoding", None) or "utf-8"
@@ -228,7 +228,7 @@ def _print(tables: list[Table], file: TextIO, width: int | None) -> None:
     file.write("\n".join([*lines, ""]).encode(encoding, "replace").decode(encoding))
 
 
-def _without_repeats(tables: Sequence[Table]) -> list[Table]:
+def without_repeats(tables: Sequence[Table]) -> list[Table]:
     """The tables, each footnote only where it comes first."""
     said: set[str] = set()
     kept = []

@@ -87,6 +87,16 @@ def test_bytes_whose_fastest_term_is_not_to_be_seen_yet_have_no_exponent() -> No
     assert byte_growth(saturating) is None
 
 
+def test_bytes_that_jump_at_one_length_have_no_exponent() -> None:
+    linear = {length: 6_848_768 + 63_528 * length + length**2 // 2**14 for length in LENGTHS}
+    jumping = {**linear, LENGTHS[-1]: linear[LENGTHS[-1]] + 2**26}
+    found = byte_growth(linear)
+
+    assert found is not None
+    assert found.value == pytest.approx(1, abs=0.01)
+    assert byte_growth(jumping) is None
+
+
 def test_too_few_lengths_have_no_exponent() -> None:
     two = {256: 1, 512: 2}
 

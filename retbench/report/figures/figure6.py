@@ -88,7 +88,7 @@ def _latency(records: Sequence[Record], paper: Paper, longest: int) -> Panel:
     for system, machine, own in _series(records):
         found = {record.cell.batch_size: _tpot(record.metrics) for record in own}
         failed = {record.cell.batch_size: _failure(record) for record in own if not found[record.cell.batch_size]}
-        lines.append(Line(system, {x: times for x, times in found.items() if times}, failed, machine))
+        lines.append(Line(system, {x: times for x, times in found.items() if times}, failed, machine, own[0].cell.size))
     return Panel(
         "(c) latency of a token (TPOT)",
         "batch size",
@@ -111,7 +111,7 @@ def _over_length(records: Sequence[Record], value: Callable[[Record, Point], Val
                 if found and (point["context"] not in points or point["context"] == record.cell.seq_len):
                     points[point["context"]] = found
         failed = {record.cell.seq_len: _failure(record) for record in own if record.cell.seq_len not in points}
-        lines.append(Line(system, points, failed, machine))
+        lines.append(Line(system, points, failed, machine, own[0].cell.size))
     return lines
 
 

@@ -21,10 +21,10 @@ def draw(costs: Sequence[Cost], assumed: Assumptions) -> Figure:
         for cost in costs:
             left = cost.place + (systems.index(cost.system) - (len(systems) - 1) / 2) * 2.2 * WIDTH
             colour, named = look[cost.system].colour, cost.place == 0
-            label = f"{cost.system}, model" if named else None
+            label = f"{'' if named else '_'}{cost.system}, model"
             height = cost.memory(assumed)
             ax.bar(left - WIDTH / 2, height, WIDTH, label=label, color="white", edgecolor=colour, hatch="//////")
-            label = f"{cost.system}, paper" if named else None
+            label = f"{'' if named else '_'}{cost.system}, paper"
             ax.bar(
                 left + WIDTH / 2, cost.paper_memory, WIDTH, label=label, color="white", edgecolor=colour, linewidth=1
             )
