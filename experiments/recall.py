@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 # The other Transformers compute the same function.
 SYSTEMS = (
-    "transformer,retnet,linear-transformer,lstm,rwkv,h3,hyena,"
+    "transformer-flash,retnet,linear-transformer,lstm,rwkv,h3,hyena,"
     "retnet-no-gate,retnet-no-groupnorm,retnet-no-decay,retnet-no-multiscale,retnet-small-heads"
 )
 SIDE_BY_SIDE = 2  # runs, where the file's speeds were measured
@@ -70,7 +70,7 @@ def command(
     tokens: TrainTokens = "",
     budget: Budget = "",
     seeds: Seeds = None,
-    dtype: options.DtypeName = "fp32",
+    dtype: options.DtypeName = "auto",
     device: options.DeviceName = "auto",
     threads: options.Threads = 0,
     out: options.Out = Path(),
@@ -78,6 +78,8 @@ def command(
     plan_only: DryRun = False,
     output_format: options.Format = "table",
 ) -> None:
+    from rich.console import Console
+
     options.check_format(output_format)
     chosen = find_device(device)
     names, numbers = choose(systems, paper_systems(), "system"), parse_counts(pairs, "--pairs")
@@ -98,15 +100,13 @@ def command(
         workload="recall",
         seq_len=3 * max(numbers),
         batch_size=max(1, setting.step_tokens // (3 * max(numbers))),
-        dtype=trainable(options.check_dtype(dtype)),
+        dtype=trainable(options.check_dtype("fp32" if dtype == "auto" else dtype)),
         device=chosen.name,
         threads=1,  # of a run: its losses shall not depend on how many cores there are
         vocab_size=setting.vocab_size,
         recall=recall,
     )
     cells = [replace(cell, system=name, seed=seed, l_max=_l_max(name, cell)) for seed in range(seeds) for name in names]
-    from rich.console import Console
-
     console = Console(stderr=True)
     console.print(_choice(cell, names, seeds), soft_wrap=True, markup=False, highlight=False)
     if plan_only:
@@ -131,7 +131,7 @@ def figures(records: Sequence[Record]) -> "Mapping[str, Figure]":
     """One panel, a line a system."""
     from retbench.report.figures.recall import draw
 
-    return {"recall": draw(records)}
+    return {"recall": draw(records)} if records else {}
 
 
 EXHIBITS = (Exhibit("recall", "Associative recall (beyond the paper)", "recall", "retbench recall", tables, figures),)

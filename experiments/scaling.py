@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from retbench import options
 from retbench.devices import find_device
 from retbench.learning import experiment
+from retbench.learning.run import ORDERS
 from retbench.record import Record
 from retbench.report.exhibit import Exhibit
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from retbench.report.tables import Table
 
-SYSTEMS = "retnet,transformer"
+SYSTEMS = "retnet,transformer-flash"
 PRESETS = {"cpu": "scaling-cpu", "cuda": "paper"}  # by device
 
 
@@ -46,7 +47,9 @@ def command(
     asked = experiment.Asked(
         systems, chosen, seeds, tokens, budget, corpus, dtype, device, threads, out, fresh, dry_run, output_format
     )
-    experiment.run("scaling", asked, Report(tables, figures))
+    setting, names, number = asked.setting()
+    cells = [cell for cell in setting.cells(names, number) if cell.system not in ORDERS]
+    experiment.run_cells("scaling", cells, setting, asked, Report(tables, figures))
 
 
 def tables(records: Sequence[Record]) -> "list[Table]":

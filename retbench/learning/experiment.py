@@ -92,10 +92,14 @@ def trainable(dtype: Dtype) -> Dtype:
 
 def run(experiment: str, asked: Asked, report: "Report") -> None:
     """Trains what is not trained yet and shows everything; a dry run shows what a step of each system needs."""
+    preset, systems, seeds = asked.setting()
+    run_cells(experiment, preset.cells(systems, seeds), preset, asked, report)
+
+
+def run_cells(experiment: str, cells: Sequence[Cell], preset: Preset, asked: Asked, report: "Report") -> None:
+    """``run`` of some of the cells of a preset."""
     from rich.console import Console
 
-    preset, systems, seeds = asked.setting()
-    cells = preset.cells(systems, seeds)
     console = Console(stderr=True)
     if not asked.dry_run:
         train(experiment, cells, asked, report, console)

@@ -21,7 +21,7 @@ from retbench.report.scaling_fit import (
 from retbench.report.tables import Column, Entry, Table, shortened
 from retbench.statistics import Interval
 
-CHALLENGER, BASELINE = "retnet", "transformer"  # of the paper's claim
+CHALLENGER, BASELINES = "retnet", ("transformer", "transformer-flash")  # of the paper's claim; one function
 EMPTY = Entry(None, ABSENT)
 
 Paper = Mapping[str, Any]  # experiments/scaling.toml
@@ -145,9 +145,10 @@ def _fits(losses: Mapping[str, Losses], paper: Paper) -> Table:
 
 def claim_words(losses: Mapping[str, Losses], paper: Paper) -> tuple[str, ...]:
     """Where the two laws cross, and the verdict on the paper's claim, which concerns other sizes than ours."""
-    if not {CHALLENGER, BASELINE} <= set(losses):
+    baseline = next((losses[name] for name in BASELINES if name in losses), None)
+    if CHALLENGER not in losses or baseline is None:
         return ()
-    one, other = losses[CHALLENGER], losses[BASELINE]
+    one, other = losses[CHALLENGER], baseline
     laws = fit(one), fit(other)
     if laws[0] is None or laws[1] is None:
         return ()
