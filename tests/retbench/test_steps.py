@@ -23,6 +23,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder whose ``retbench`` stands in for ours."""
     found = tmp_path / "root"
     (found / "retbench").mkdir(parents=True)
+    (found / "retbench" / "__init__.py").touch()
     monkeypatch.setattr(steps, "ROOT", found)
     return found
 
@@ -54,6 +55,7 @@ def test_what_a_verb_says_on_both_streams_is_heard_in_order(root: Path) -> None:
 
 def test_it_runs_in_the_folder_whose_own_packages_do_not_hide_ours(root: Path) -> None:
     (root.parent / "retbench").mkdir()
+    (root.parent / "retbench" / "__init__.py").touch()
     (root.parent / "retbench" / "__main__.py").write_text("raise SystemExit('the wrong retbench')")
 
     _, said = run(root, "import os; print(os.getcwd())")
