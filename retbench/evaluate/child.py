@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retbench.devices import find_device
-from retbench.evaluate.tasks import TASKS, Data, definition, local_task
+from retbench.evaluate.tasks import Data, definition, find_task
 from retbench.timing import Stopwatch
 from retbench.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 
@@ -115,8 +115,7 @@ def _load(job: dict[str, Any], folder: Path) -> Any:
     """lm-eval's task of a job, from a definition written for it."""
     from lm_eval.tasks import TaskManager
 
-    known = {task.name: task for task in TASKS}
-    task = known.get(job["task"]) or local_task(job["task"])
+    task = find_task(job["task"])
     data = Data(**job["data"]) if job["data"] else None
     spec = importlib.util.find_spec("lm_eval.tasks")
     assert spec is not None, "it was imported above"

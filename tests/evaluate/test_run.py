@@ -70,6 +70,7 @@ def test_every_job_gets_a_record_and_none_is_run_again(tmp_path: Path, settings:
     records = run(what, child)
 
     assert [record.metrics["acc_percent"] for record in records] == [75.0] * 3
+    assert [record.metrics["chance_percent"] for record in records] == [50.0] * 3  # of two choices
     assert [record.cell.task for record in records] == ["boolq", "copa", "piqa"]
     assert run(what, child) == records == list(what.store.read().records)
     assert child.asked == [["boolq", "copa", "piqa"]]
@@ -129,7 +130,7 @@ def test_two_checkpoints_are_compared_beside_the_paper(pair: list[Record]) -> No
     accuracy, differences = tables(pair)
     rows = {str(row[1].value): row for row in differences.rows}
 
-    assert [row[6].value for row in accuracy.rows[:3]] == [62.2, 77.0, 75.4]  # the paper's RetNet, 0-shot
+    assert [row[7].value for row in accuracy.rows[:3]] == [62.2, 77.0, 75.4]  # the paper's RetNet, 0-shot
     assert rows["copa"][2].value == 50.0
     assert rows["copa"][5].value == pytest.approx(8.0)
     assert rows["copa"][6].value == "agrees"
@@ -139,8 +140,8 @@ def test_the_average_says_over_how_many_tasks_it_is(pair: list[Record]) -> None:
     averages = [row for row in tables(pair)[0].rows if row[1].value == "average"]
 
     assert [row[3].value for row in averages] == [100.0, 50.0]
-    assert averages[0][5].text == "3 tasks"
-    assert averages[0][6].value is None  # the paper's is over seven
+    assert averages[0][6].text == "3 tasks"
+    assert averages[0][7].value is None  # the paper's is over seven
 
 
 def test_shots_are_numbers_from_0_on() -> None:
