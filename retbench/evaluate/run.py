@@ -146,6 +146,7 @@ class Evaluation:
         return {
             "task": "evaluate",
             "checkpoint": str(self.checkpoint.folder),
+            "name": self.checkpoint.system.partition(":")[2],
             "dtype": settings.dtype,
             "device": settings.device.name,
             "threads": settings.threads,

