@@ -32,6 +32,27 @@ def evaluate(request: dict[str, Any], send: Send) -> Iterator[dict[str, Any]]:
     """
     if request["offline"]:
         os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"  # before anything reads them
+    from retbench.evaluate.shares import rank
+
+    if "group" in request:
+        from retbench.measure.ranks import join_group, leave_group
+
+        join_group(request["device"], request["group"])
+    found = _prepared(request)
+    if isinstance(found, str):
+        yield {"refused": found}
+    else:
+        for at, job in enumerate(request["jobs"]):
+            yield {"at": at, "started": True}
+            outcome = _run(*found, request, job, partial(_tell, send, at))
+            if rank() == 0:  # the others have the same
+                yield {"at": at, **outcome}
+    if "group" in request:
+        leave_group()
+
+
+def _prepared(request: dict[str, Any]) -> "tuple[LanguageModel, Tokenizer] | str":
+    """The model and its tokenizer, or why this checkpoint cannot be evaluated."""
     import torch
 
     from models.checkpoint import CheckpointError, load_checkpoint
@@ -42,17 +63,10 @@ def evaluate(request: dict[str, Any], send: Send) -> Iterator[dict[str, Any]]:
     try:
         model = load_checkpoint(folder, TORCH_DTYPES[request["dtype"]], request["device"])
     except CheckpointError as error:
-        yield {"refused": " ".join(str(error).split())}
-        return
+        return " ".join(str(error).split())
     tokenizer = load_tokenizer(folder)
     problem = mismatch(tokenizer, model.config.vocab_size)
-    if problem:
-        yield {"refused": f"{folder}: {problem}"}
-        return
-    for at, job in enumerate(request["jobs"]):
-        yield {"at": at, "started": True}
-        told = partial(_tell, send, at)
-        yield {"at": at, **_run(model, tokenizer, request, job, told)}
+    return f"{folder}: {problem}" if problem else (model, tokenizer)
 
 
 def mismatch(tokenizer: Tokenizer, vocab_size: int) -> str | None:
@@ -80,14 +94,15 @@ def _run(
 
     from retbench.evaluate.lm import ContractLM
     from retbench.evaluate.scoring import Scorer
+    from retbench.evaluate.shares import gathered, rank, total
 
     longest = min(request["max_length"], getattr(model.config, "l_max", request["max_length"]))
     lm = ContractLM(Scorer(model, longest), tokenizer, told)
     with tempfile.TemporaryDirectory() as temporary:
-        try:
-            task = _load(job, Path(temporary))
-        except Exception as error:  # noqa: BLE001 - a download or a definition may fail in any way; the others go on
-            return {"not_run": " ".join(str(error).split())[:300] or type(error).__name__}
+        task, problem = _loaded(job, Path(temporary))
+        problems = [problem for problem in gathered(problem) if problem]
+        if task is None or problems:
+            return {"not_run": problems[0]}
         task.set_config(key="num_fewshot", value=job["num_fewshot"])
         task.set_fewshot_seed(seed=SEED)
         stopwatch = Stopwatch(find_device(request["device"]))
@@ -96,9 +111,9 @@ def _run(
         )
         stopwatch.lap()
     samples = found.pop("samples")[job["task"]]
-    if request["output_path"]:
+    if request["output_path"] and rank() == 0:
         _write(Path(request["output_path"]), found, samples, request, job)
-    work = lm.scorer.work
+    work = total(lm.scorer.work)
     return {
         "metrics": {
             "documents": len(samples),
@@ -109,6 +124,14 @@ def _run(
         },
         "documents": [_document(sample) for sample in samples],
     }
+
+
+def _loaded(job: dict[str, Any], folder: Path) -> tuple[Any, str]:
+    """The task of a job, or None and why it cannot be had."""
+    try:
+        return _load(job, folder), ""
+    except Exception as error:  # noqa: BLE001 - a download or a definition may fail in any way; the others go on
+        return None, " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _load(job: dict[str, Any], folder: Path) -> Any:

@@ -1,4 +1,8 @@
-"""Our models as lm-eval sees them: its ``TemplateLM`` over the contract of a language model."""
+"""Our models as lm-eval sees them: its ``TemplateLM`` over the contract of a language model.
+
+On several ranks lm-eval runs whole on each, which is cheap; the requests are shared out below it, so that each rank has
+all results, and the examples before a document are those of one process.
+"""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -8,6 +12,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from retbench.evaluate import shares
 from retbench.evaluate.generation import Request, generate_texts
 from retbench.evaluate.scoring import Score, Scorer
 from retbench.tokenizer import Tokenizer
@@ -15,7 +20,7 @@ from retbench.tokenizer import Tokenizer
 NEWLINE = ord("\n")  # what begins a text where the tokenizer has neither BOS nor EOS
 MAX_GENERATED = 256  # tokens, where a task does not say
 
-Progress = Callable[[int, int], None]  # requests done, requests
+Progress = Callable[[int, int], None]  # requests done, requests, of this rank
 
 
 class ContractLM(TemplateLM):  # type: ignore[misc, unused-ignore]
@@ -64,8 +69,11 @@ class ContractLM(TemplateLM):  # type: ignore[misc, unused-ignore]
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         asked = [self._request(*request.args) for request in requests]
-        told = partial(self._tell, total=len(asked))
-        return generate_texts(self.scorer.model, self.encoder, asked, told)
+
+        def run(mine: list[Request]) -> list[str]:
+            return generate_texts(self.scorer.model, self.encoder, mine, partial(self._tell, total=len(mine)))
+
+        return shares.shared(asked, shares.by_length([one.longest for one in asked], shares.world()), run)
 
     def _request(self, context: str, options: dict[str, Any]) -> Request:
         """What lm-eval asks for, the context cut from the left so that there is room for what is generated."""
@@ -82,6 +90,9 @@ class ContractLM(TemplateLM):  # type: ignore[misc, unused-ignore]
         self.progress(done, total)
 
     def _score(self, requests: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Score]:
-        found = self.scorer.score(requests, partial(self._tell, total=len(requests)))
+        def run(mine: list[tuple[Sequence[int], Sequence[int]]]) -> list[Score]:
+            return self.scorer.score(mine, partial(self._tell, total=len(mine)))
+
+        found = shares.shared(requests, shares.by_prefix(requests, shares.world()), run)
         self.scores += found
         return found
