@@ -1,7 +1,8 @@
 """Cells on several ranks. torchrun starts a process a rank; each runs its part of a cell in a child of its own.
 
 Rank 0 leads: it has the session, tells the others which cell is next, and makes one outcome of theirs. A child that
-dies therefore ends its cell and nothing else. What passes between the processes lies in torchrun's own store.
+dies therefore ends its cell and nothing else. A training run is such a cell too (``learning.ranks``). What passes
+between the processes lies in torchrun's own store.
 """
 
 import json
@@ -60,8 +61,14 @@ def check_ranks(training: Training, nproc: int, compiled: bool = False) -> None:
             f"--tensor-parallel {tensor_parallel} x --data-parallel {data_parallel} needs {needed} processes, not "
             f"{there}: give --nproc {needed}, or start it with torchrun --nproc-per-node {needed}"
         )
-    if needed > 1 and launched() is None and find_spec(LAUNCHER) is None:
-        raise UsageError("torchrun is not there: this torch was built without torch.distributed; --nproc must be 1")
+    if needed > 1:
+        check_launcher()
+
+
+def check_launcher() -> None:
+    """Raises UsageError where several processes are needed, none have been started, and torchrun is not there."""
+    if launched() is None and find_spec(LAUNCHER) is None:
+        raise UsageError("torchrun is not there: this torch was built without torch.distributed; one process works")
 
 
 def check_systems(cells: Sequence[Cell]) -> None:
@@ -100,7 +107,7 @@ def run(session: "Session", report: "Report", nproc: int) -> None:
     if training.ranks == 1:
         session.run(report)
     elif launched() is None:
-        sys.exit(launch(nproc, sys.argv[1:]))
+        sys.exit(launch(nproc, "retbench", sys.argv[1:]))
     elif is_follower():
         Group.join().follow()
     else:
@@ -108,8 +115,8 @@ def run(session: "Session", report: "Report", nproc: int) -> None:
             replace(session, execute=execute, predicts=False).run(report)
 
 
-def launch(nproc: int, arguments: Sequence[str]) -> int:
-    """Runs ``retbench`` with the same arguments in ``nproc`` processes by torchrun -> the first exit status but 0."""
+def launch(nproc: int, module: str, arguments: Sequence[str]) -> int:
+    """Runs a module with the same arguments in ``nproc`` processes by torchrun -> the first exit status but 0."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args
@@ -117,7 +124,7 @@ def launch(nproc: int, arguments: Sequence[str]) -> int:
 
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # else torchrun says that it does so; children set their own
-    words = ["--standalone", "--nproc-per-node", str(nproc), "-m", "--", "retbench", *arguments]
+    words = ["--standalone", "--nproc-per-node", str(nproc), "-m", "--", module, *arguments]
     try:
         torchrun(parse_args(words))  # type: ignore[no-untyped-call]
     except ChildFailedError as error:
@@ -181,8 +188,8 @@ class Group:
         return cls(store, rank, world)
 
     @contextmanager
-    def lead(self) -> Iterator["Execute"]:
-        """For rank 0: what runs a cell on all ranks. The others end when the block does."""
+    def lead(self, listener: isolate.Listener = lambda message: None) -> Iterator["Execute"]:
+        """For rank 0: what runs a cell on all ranks; its own child's messages are told. The others end when it does."""
         asked = 0
 
         def execute(request: dict[str, Any], threads: int, timeout_s: float, python: str) -> Outcome:
@@ -190,7 +197,7 @@ class Group:
             errand = {"request": request, "threads": threads, "timeout_s": timeout_s, "python": python}
             asked += 1
             self.store.set(f"errand/{asked}", json.dumps(errand))
-            own = self._run(asked, errand)
+            own = self._run(asked, errand, listener)
             others = [json.loads(self.store.get(f"outcome/{asked}/{rank}")) for rank in range(1, self.world)]
             return combined([own, *(Ended(Outcome(**entry["outcome"]), entry["place"]) for entry in others)])
 
@@ -206,9 +213,11 @@ class Group:
             self.store.set(f"outcome/{asked}/{self.rank}", json.dumps(asdict(self._run(asked, errand))))
             asked += 1
 
-    def _run(self, number: int, errand: dict[str, Any]) -> "Ended":
+    def _run(self, number: int, errand: dict[str, Any], listener: isolate.Listener = lambda message: None) -> "Ended":
         request = {**errand["request"], "group": f"cell/{number}"}
-        outcome = isolate.run_worker(request, errand["threads"], errand["timeout_s"], errand["python"])
+        outcome = isolate.run_worker(
+            request, errand["threads"], errand["timeout_s"], errand["python"], listener=listener
+        )
         ended = Ended(outcome, self.store.add(f"ended/{number}", 1))
         if outcome.status != "ok":
             self.store.set(f"cell/{number}/failed", "")  # the children of the other ranks end then

@@ -11,6 +11,7 @@ Dtype = Literal["fp32", "bf16", "fp16"]
 Quantize = Literal["none", "int8"]
 Checkpointing = Literal["none", "block"]
 Loss = Literal["plain", "chunked"]
+Schedule = Literal["linear", "cosine"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,23 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Learning:
+    """What a model is trained on from scratch, how, and what it is scored on: all that decides its losses."""
+
+    corpus: str  # as typed; its train split is read, its held-out split scored
+    tokenizer: str
+    tokens: int  # trained on
+    learning_rate: float  # the highest
+    warm_up: int  # steps
+    schedule: Schedule
+    others: tuple[str, ...]  # corpora whose held-out splits are scored too
+    excerpt: int  # tokens of each held-out document that are scored, from its start
+    contexts: tuple[int, ...]  # of Table 8's protocol
+    data: tuple[str, ...]  # a hash of the texts of the corpus and of each of the others
+    vocabulary: str  # a hash of what the tokenizer does
+
+
+@dataclass(frozen=True)
 class Cell:
     """One measurement. ``backend`` and ``form`` are "auto" in a request and what was used in a record."""
 
@@ -70,11 +88,18 @@ class Cell:
     task: str | None = None  # of an evaluation: its name, shots, and documents where not all are taken
     num_fewshot: int | None = None
     limit: int | None = None
+    l_max: int | None = None  # of a Hyena: the longest text that it can read, which its filters depend on
+    learning: Learning | None = None  # of a model that is trained from scratch
 
     @property
     def overrides(self) -> dict[str, int]:
         """Fields of the model's config that the cell sets beside its size."""
-        values = {"n_layers": self.n_layers, "vocab_size": self.vocab_size, "chunk_size": self.chunk_size}
+        values = {
+            "n_layers": self.n_layers,
+            "vocab_size": self.vocab_size,
+            "chunk_size": self.chunk_size,
+            "l_max": self.l_max,
+        }
         return {name: value for name, value in values.items() if value is not None}
 
     def to_dict(self) -> dict[str, Any]:
@@ -87,6 +112,11 @@ class Cell:
         known = {field.name: data[field.name] for field in fields(cls) if field.name in data}
         if known.get("training") is not None:
             known["training"] = Training(**known["training"])
+        if known.get("learning") is not None:
+            lists = ("others", "contexts", "data")
+            known["learning"] = Learning(
+                **{**known["learning"], **{name: tuple(known["learning"][name]) for name in lists}}
+            )
         return cls(**known)
 
     @property
@@ -96,7 +126,8 @@ class Cell:
         chunk = "" if self.chunk_size is None else f" chunk {self.chunk_size}"
         training = "" if self.training is None else self.training.words
         shape = f"batch {self.batch_size}, length {self.seq_len}"
-        return f"{self.system} {self.size}{weights}{compiled}{chunk}, {shape}{training and f', {training}'}"
+        seed = "" if self.learning is None else f", seed {self.seed}"
+        return f"{self.system} {self.size}{weights}{compiled}{chunk}, {shape}{training and f', {training}'}{seed}"
 
 
 _LATER = (
@@ -105,4 +136,6 @@ _LATER = (
     "task",
     "num_fewshot",
     "limit",
+    "l_max",
+    "learning",
 )  # fields that keys and records of before do not have

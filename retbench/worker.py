@@ -49,7 +49,8 @@ def main(descriptor: int) -> None:
     def send(message: dict[str, Any]) -> None:
         os.write(descriptor, json.dumps(message).encode() + b"\n")
 
-    tasks = _TASKS | {"evaluate": partial(_evaluate, send=send)}
+    sending = {"evaluate": _evaluate, "learn": _learn, "train": _train}
+    tasks = _TASKS | {name: partial(task, send=send) for name, task in sending.items()}
     try:
         for message in tasks[request["task"]](request):
             send(message)
@@ -66,7 +67,7 @@ def _measure(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     from retbench.measure import TORCH_DTYPES, Task, backend_of
     from retbench.measure.compile import compile_cell
     from retbench.measure.quantize import quantize
-    from retbench.measure.ranks import join_group, keep_part_, leave_group
+    from retbench.measure.ranks import join_group, keep_part_, leave_group, reader
 
     cell = Cell.from_dict(request["cell"])
     device = find_device(cell.device)
@@ -74,7 +75,7 @@ def _measure(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     torch.set_num_threads(cell.threads)
     torch.set_default_dtype(TORCH_DTYPES[cell.dtype])
     if "group" in request:
-        join_group(cell, request["group"])
+        join_group(cell.device, request["group"])
     if cell.mem_limit_bytes is not None:
         device.limit_memory(cell.mem_limit_bytes)
     with torch.device(cell.device):
@@ -85,7 +86,9 @@ def _measure(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
         task = Task(cell, device, deadline, **given)
         if "group" in request:
             parameters = sum(parameter.numel() for parameter in model.parameters())
-            keep_part_(cast("LanguageModel", model), task, cast(Training, cell.training))
+            training = cast(Training, cell.training)
+            keep_part_(cast("LanguageModel", model), cell.device, training)
+            task.generator.manual_seed(cell.seed + reader(training))
         if cell.quantize != "none":
             yield quantize(cast("LanguageModel", model), task)  # peers are measured as they are
         yield {"cell": {"backend": backend_of(model), "form": model.decode_form}, "notes": model.notes}
@@ -178,6 +181,20 @@ def _evaluate(request: dict[str, Any], send: Send) -> Iterator[dict[str, Any]]:
     from retbench.evaluate.child import evaluate
 
     yield from evaluate(request, send)
+
+
+def _train(request: dict[str, Any], send: Send) -> Iterator[dict[str, Any]]:
+    """A rank's part of a training run; ``send`` gets its steps meanwhile."""
+    from retbench.learning.ranks import train
+
+    yield from train(request, send)
+
+
+def _learn(request: dict[str, Any], send: Send) -> Iterator[dict[str, Any]]:
+    """What comes of a system that is trained from scratch; ``send`` gets its progress meanwhile."""
+    from retbench.learning.child import learn
+
+    yield from learn(request, send)
 
 
 def _bad_input(cell: Cell, error: ValueError) -> dict[str, Any]:

@@ -38,6 +38,11 @@ class Batches:
         starts = [self.start(number) for number in range(first, first + self.batch_size)]
         return np.stack([self.ids[start : start + self.seq_len + 1].astype(np.int64) for start in starts])
 
+    def seen(self, steps: int) -> Ids:
+        """The tokens (N,) that the first steps read as inputs, each once, in the order of the corpus."""
+        starts = {self.start(number) for number in range(min(steps * self.batch_size, self.count))}
+        return np.concatenate([self.ids[start : start + self.seq_len] for start in sorted(starts)])
+
     def start(self, number: int) -> int:
         """Where sequence ``number`` of the whole run begins."""
         epoch, index = divmod(number, self.count)

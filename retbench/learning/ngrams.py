@@ -12,7 +12,6 @@ from torch import Tensor
 
 from retbench.learning.token_files import Ids
 
-ORDERS = {"unigram": 1, "5-gram": 5}
 MOST_TOKENS = 2**23  # counted, from the start of the training split: a gigabyte of memory while they are
 
 Integers = npt.NDArray[np.int64]

@@ -3,22 +3,31 @@
 import json
 import math
 import os
+import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from retbench.spec import Dtype, Loss
+from retbench.spec import Cell, Checkpointing, Dtype, Loss, Schedule, Training
 
-Schedule = Literal["linear", "cosine"]
+if TYPE_CHECKING:
+    from retbench.learning.token_files import Tokens
+    from retbench.learning.vocabulary import Vocabulary
 
+ORDERS = {"unigram": 1, "5-gram": 5}  # n-grams that a model must beat before its loss means anything
 REQUEST, METRICS, RESULT = "run.json", "metrics.jsonl", "result.json"  # in the folder of a run
 CHECKPOINT = "step-"  # and the steps made
+SHARING = ("data_parallel", "fsdp")  # fields that may change when a run goes on
+SAVES, MOST_UNSAVED = 10, 500  # checkpoints of a run that a cell asks for, and the steps between two at most
 
 
 @dataclass(frozen=True)
 class Run:
-    """Everything that decides the losses of a run on one machine, and how often it is saved."""
+    """Everything that decides the losses of a run on one machine, and how often it is saved.
+
+    How ranks share it changes the losses by rounding alone: together they read the sequences of one process.
+    """
 
     system: str
     size: str
@@ -26,7 +35,7 @@ class Run:
     tokenizer: str
     tokens: int  # to train on; the last step is a whole one
     seq_len: int
-    batch_size: int  # sequences of a micro-batch
+    batch_size: int  # sequences of a micro-batch, shared out over the ranks
     grad_accumulation: int
     learning_rate: float  # the highest
     warm_up: int  # steps
@@ -34,10 +43,44 @@ class Run:
     loss: Loss
     dtype: Dtype
     device: str
-    threads: int
+    threads: int  # of all ranks on this machine
     seed: int
     save_every: int  # steps
     keep: int  # checkpoints
+    data_parallel: int = 1  # ranks
+    fsdp: bool = False  # whether they share weights, gradients and optimizer state out
+    checkpointing: Checkpointing = "none"
+    overrides: dict[str, int] = field(default_factory=dict)  # fields of the model's config beside its size
+
+    @classmethod
+    def of_cell(cls, cell: Cell) -> Self:
+        """The run of a cell that is trained from scratch, saved ten times, often enough to lose little."""
+        learning, training = cell.learning, cell.training or Training()
+        if learning is None:
+            raise ValueError(f"{cell.label} is not to be trained from scratch")
+        steps = -(-learning.tokens // (cell.seq_len * cell.batch_size * training.grad_accumulation))
+        return cls(
+            system=cell.system,
+            size=cell.size,
+            corpus=learning.corpus,
+            tokenizer=learning.tokenizer,
+            tokens=learning.tokens,
+            seq_len=cell.seq_len,
+            batch_size=cell.batch_size,
+            grad_accumulation=training.grad_accumulation,
+            learning_rate=learning.learning_rate,
+            warm_up=learning.warm_up,
+            schedule=learning.schedule,
+            loss=training.loss,
+            dtype=cell.dtype,
+            device=cell.device,
+            threads=cell.threads,
+            seed=cell.seed,
+            save_every=max(1, min(steps // SAVES, MOST_UNSAVED)),
+            keep=1,
+            checkpointing=training.checkpointing,
+            overrides={name: value for name, value in cell.overrides.items() if name != "vocab_size"},
+        )
 
     @property
     def step_tokens(self) -> int:
@@ -47,6 +90,21 @@ class Run:
     def steps(self) -> int:
         return -(-self.tokens // self.step_tokens)
 
+    @property
+    def rank_threads(self) -> int:
+        return max(1, self.threads // self.data_parallel)
+
+    @property
+    def training(self) -> Training:
+        """How its optimizer steps are made."""
+        return Training(
+            checkpointing=self.checkpointing,
+            grad_accumulation=self.grad_accumulation,
+            loss=self.loss,
+            data_parallel=self.data_parallel,
+            fsdp=self.fsdp,
+        )
+
     def learning_rate_at(self, step: int) -> float:
         """Rises over the first ``warm_up`` steps, then falls to nothing, as a line or as half a cosine."""
         if step < self.warm_up:
@@ -55,9 +113,10 @@ class Run:
         return self.learning_rate * (left if self.schedule == "linear" else (1 - math.cos(math.pi * left)) / 2)
 
     def differences(self, other: Self) -> str:
-        """The fields that differ, in words: ``seed 0, not 1``."""
+        """The fields that differ, in words, but for ``SHARING``: ``seed 0, not 1``."""
         pairs = zip(asdict(self).items(), asdict(other).values(), strict=True)
-        return ", ".join(f"{name} {mine}, not {theirs}" for (name, mine), theirs in pairs if mine != theirs)
+        found = [(name, mine, theirs) for (name, mine), theirs in pairs if mine != theirs and name not in SHARING]
+        return ", ".join(f"{name} {mine}, not {theirs}" for name, mine, theirs in found)
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -73,6 +132,27 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     new.replace(path)
+
+
+def lay_out(
+    run: Run,
+    folder: Path,
+    vocabulary: "Vocabulary",
+    tokens: "Tokens",
+    environment: Mapping[str, Any],
+    stored: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes what the loop reads to the folder of a run; what was ``stored`` there stays, but for where tokens are."""
+    folder.mkdir(parents=True, exist_ok=True)
+    vocabulary.save(folder)
+    request = {
+        "schema_version": 1,
+        "data": tokens.header.data,
+        "tokenizer": tokens.header.tokenizer,
+        "vocab_size": tokens.header.vocab_size,
+        "environment": environment,
+    }
+    write_json(folder / REQUEST, {**(stored or request), "run": asdict(run), "tokens": str(tokens.folder.resolve())})
 
 
 def read_metrics(folder: Path) -> Iterator[dict[str, Any]]:
@@ -104,7 +184,26 @@ def read_result(folder: Path) -> dict[str, Any]:
     return found
 
 
-def outcome(folder: Path, result: dict[str, Any]) -> str:
+def keep_result(folder: Path, request: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
+    """Puts on disk how a run ended and what was asked for -> both."""
+    kept = {"schema_version": 1, "reason": None, **result, **request}
+    write_json(folder / RESULT, kept)
+    return kept
+
+
+def said(folder: Path, result: Mapping[str, Any]) -> int:
+    """Says how a run has ended -> the exit status: 0 done, 1 failed, 130 interrupted."""
+    if result["status"] == "ok":
+        print(outcome(folder, result))
+        return 0
+    if result["status"] == "interrupted":
+        print(f"retbench: interrupted after step {result['step']}; --resume goes on from there", file=sys.stderr)
+        return 130
+    print(f"retbench: {result['status']}, {result['reason']}", file=sys.stderr)
+    return 1
+
+
+def outcome(folder: Path, result: Mapping[str, Any]) -> str:
     """A finished run in words."""
     held_out = result["held_out"]
     baselines = ", ".join(f"{name} {perplexity:.2f}" for name, perplexity in result["baselines"].items())

@@ -1,38 +1,37 @@
-"""The child's side of a cell on several ranks: the process group, each rank's part of the model, common decisions."""
+"""The child's side of several ranks: the process group, each rank's part of the model, common decisions."""
 
 import os
 import threading
 from typing import TYPE_CHECKING
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
 from models.parallel import fully_shard_, tensor_parallel_
 from retbench.ranks import RUN_LASTS
-from retbench.spec import Cell, Training
+from retbench.spec import Training
 
 if TYPE_CHECKING:
     from models.language_model import LanguageModel
-    from retbench.measure import Task
 
 
-def join_group(cell: Cell, group: str) -> None:
-    """Meets the other ranks of ``group``, a name that no other cell of the run has, where torchrun says.
+def join_group(device: str, group: str) -> None:
+    """Meets the other ranks of ``group``, a name that nothing else of the run has, where torchrun says.
 
-    From then on this process ends as soon as its cell has failed on another rank: it would wait for it in vain.
+    From then on this process ends as soon as the group has failed on another rank: it would wait for it in vain.
     Raises RuntimeError where there are more ranks on this machine than GPUs.
     """
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
-    if cell.device == "cuda":
+    if device == "cuda":
         local_rank, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if local_rank >= gpus:
             raise RuntimeError(f"each rank needs a GPU of its own, and this machine has {gpus}")
         torch.cuda.set_device(local_rank)
     threading.Thread(target=_end_with, args=(f"{group}/failed",), daemon=True).start()
     store, rank, world = next(rendezvous("env://"))
-    backend = "nccl" if cell.device == "cuda" else "gloo"
+    backend = "nccl" if device == "cuda" else "gloo"
     distributed.init_process_group(backend, store=PrefixStore(group, store), rank=rank, world_size=world)
 
 
@@ -45,8 +44,8 @@ def _end_with(key: str) -> None:
     os._exit(1)
 
 
-def keep_part_(model: "LanguageModel", task: "Task", training: Training) -> None:
-    """Leaves of the whole model what this rank computes and keeps, and gives it the tokens that it reads.
+def keep_part_(model: "LanguageModel", device: str, training: Training) -> None:
+    """Leaves of the whole model what this rank computes and keeps.
 
     Ranks that share heads stand next to each other. Without FSDP the model is repeated over the data-parallel ranks:
     FSDP over one rank alone, whose gradients are averaged with those of the others.
@@ -56,12 +55,16 @@ def keep_part_(model: "LanguageModel", task: "Task", training: Training) -> None
     readers = training.data_parallel
     shape = (1, readers, training.tensor_parallel) if training.fsdp else (readers, 1, training.tensor_parallel)
     names = ("replicas", "shards", "tensor")
-    mesh = init_device_mesh(task.cell.device, shape, mesh_dim_names=names)
+    mesh = init_device_mesh(device, shape, mesh_dim_names=names)
     if training.tensor_parallel > 1:
         tensor_parallel_(model, mesh["tensor"])
     if readers > 1:
         fully_shard_(model, mesh["shards"] if training.fsdp else mesh["replicas", "shards"])
-    task.generator.manual_seed(task.cell.seed + distributed.get_rank() // training.tensor_parallel)
+
+
+def reader(training: Training) -> int:
+    """Which of the data-parallel readers of tokens this rank belongs to."""
+    return distributed.get_rank() // training.tensor_parallel
 
 
 def agreed(decision: bool) -> bool:
@@ -71,6 +74,20 @@ def agreed(decision: bool) -> bool:
     decisions = [decision]
     distributed.broadcast_object_list(decisions, src=0)
     return decisions[0]
+
+
+def meet() -> None:
+    """Returns when every rank has called it."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.barrier()
+
+
+def averaged(value: Tensor) -> Tensor:
+    """The mean over the ranks of a scalar, in place; itself where there are none."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(value)
+        value /= distributed.get_world_size()
+    return value
 
 
 def leave_group() -> None:

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retbench.learning.corpus import Corpus
-from retbench.learning.ngrams import ORDERS, count
+from retbench.learning.ngrams import count
 from retbench.learning.perplexity import score
+from retbench.learning.run import ORDERS
 from retbench.learning.token_files import Ids, tokenize
 from retbench.learning.vocabulary import find_vocabulary
 from tests.models.helpers import repeatable

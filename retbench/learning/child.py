@@ -1,0 +1,173 @@
+"""The child's side of a learning cell: trains its system, or counts its n-grams, and scores held-out documents."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+
+from models.language_model import LanguageModel
+from retbench.devices import find_device
+from retbench.errors import UsageError
+from retbench.learning.batches import Batches
+from retbench.learning.loop import Interrupt, Loop
+from retbench.learning.ngrams import count
+from retbench.learning.perplexity import Losses, Score, at_contexts, carried, keeps_its_size, score, sliding
+from retbench.learning.run import ORDERS, Run, read_metrics
+from retbench.learning.token_files import Ids, Split, Tokens, open_tokens
+from retbench.measure import TORCH_DTYPES
+from retbench.spec import Cell, Learning
+from retbench.timing import Stopwatch, rate
+from retbench.tokenizer import Tokenizer, load_tokenizer
+
+MOST_DOCUMENTS = 256  # of a corpus that are scored
+LAST = 128  # tokens that are scored at every context, as in the paper's Table 8
+TOLD_S = 1.0  # between two messages on how far it is
+STRETCHES = 64  # of the run, whose mean losses are kept
+
+Send = Callable[[dict[str, Any]], None]
+Documents = list[tuple[Ids, int]]
+
+
+def learn(request: dict[str, Any], send: Send) -> Iterator[dict[str, Any]]:
+    """``made`` tells how far the training is (by ``send``); at last ``metrics`` and ``notes`` of the record."""
+    cell, folder = Cell.from_dict(request["cell"]), Path(request["folder"])
+    if cell.learning is None:
+        raise ValueError(f"{cell.label} is not to be trained from scratch")
+    torch.set_num_threads(cell.threads)
+    corpora = {name: _opened(Path(place)) for name, place in request["corpora"].items()}
+    trained = corpora[cell.learning.corpus]
+    stopwatch = Stopwatch(find_device(cell.device))
+    if cell.system in ORDERS:
+        readings, model, parts = _count(cell, trained)
+    else:
+        readings, model, parts = _train(cell, folder, send)
+    stopwatch.lap()
+    tokenizer = load_tokenizer(folder)
+    documents = {name: excerpts(corpus.held_out, cell.learning.excerpt, tokenizer) for name, corpus in corpora.items()}
+    scores = _scores(readings, documents, corpora, cell.learning)
+    contexts = _contexts(model, documents[cell.learning.corpus], cell.learning.contexts) if model else {}
+    stopwatch.lap()
+    parts["metrics"] |= _headline(scores, cell.learning, contexts) | {"scoring_s": stopwatch.laps_s[1]}
+    parts["notes"] |= {
+        "scores": {name: {how: _kept(found) for how, found in hows.items()} for name, hows in scores.items()},
+        "contexts": contexts,
+    }
+    yield parts
+
+
+def _train(cell: Cell, folder: Path, send: Send) -> tuple[dict[str, Losses], LanguageModel, dict[str, Any]]:
+    """The trained model, how it reads, and what its training says."""
+    torch.set_default_dtype(TORCH_DTYPES[cell.dtype])
+    with torch.device(cell.device):
+        loop = Loop.open(folder)
+        trainer, _ = loop.train(Teller(loop.run, send), Interrupt())
+    model = trainer.model.eval()
+    readings: dict[str, Losses] = {"windows": partial(sliding, model, context=cell.seq_len)}
+    if keeps_its_size(model):
+        readings["carried"] = partial(carried, model)
+    lines = list(read_metrics(folder))
+    per = max(1, len(lines) // STRETCHES)
+    stretches = [lines[at : at + per] for at in range(0, len(lines), per)]
+    train_s = sum(line["step_ms"] for line in lines) / 1e3
+    metrics = {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "tokens": lines[-1]["tokens"],
+        "steps": len(lines),
+        "train_s": train_s,
+        "train_tokens_per_s": rate(lines[-1]["tokens"], train_s),
+        "train_loss": mean(line["loss"] for line in stretches[-1]),
+    }
+    curve = [[stretch[-1]["tokens"], mean(line["loss"] for line in stretch)] for stretch in stretches]
+    return readings, model, {"metrics": metrics, "notes": {"curve": curve}}
+
+
+def _count(cell: Cell, trained: Tokens) -> tuple[dict[str, Losses], None, dict[str, Any]]:
+    """N-grams of the tokens that a model with this cell's seed reads."""
+    run = Run.of_cell(cell)
+    batches = Batches(trained.train.ids, run.seq_len, run.batch_size * run.grad_accumulation, run.seed)
+    seen = batches.seen(run.steps)
+    ngrams = count(seen, trained.header.vocab_size, ORDERS[cell.system])
+    return {"windows": ngrams.losses}, None, {"metrics": {"tokens": len(seen)}, "notes": {}}
+
+
+class Teller:
+    """Sends how far a run is, now and then."""
+
+    def __init__(self, run: Run, send: Send) -> None:
+        self._run, self._send, self._quiet_s = run, send, TOLD_S
+
+    def __call__(self, step: int, loss: float, seconds: float) -> None:
+        self._quiet_s += seconds
+        if self._quiet_s >= TOLD_S or step == self._run.steps:
+            self._send({"made": {"step": step, "steps": self._run.steps, "loss": loss}})
+            self._quiet_s = 0.0
+
+
+def excerpts(split: Split, most: int, tokenizer: Tokenizer) -> Documents:
+    """The first ``most`` tokens of each document, with the bytes of their text.
+
+    A character that is cut in two counts as the three bytes of its replacement.
+    """
+    found = []
+    for ids, n_bytes in islice(split.documents(), MOST_DOCUMENTS):
+        cut = ids[:most]
+        found.append((cut, len(tokenizer.decode(cut.tolist()).encode()) if len(cut) < len(ids) else n_bytes))
+    return found
+
+
+def _scores(
+    readings: dict[str, Losses], documents: dict[str, Documents], corpora: dict[str, Tokens], learning: Learning
+) -> dict[str, dict[str, Score]]:
+    """Of every corpus by every reading; the state is carried in the corpus that was trained on alone."""
+    return {
+        name: {
+            how: score(some, losses, corpora[name].header.eos)
+            for how, losses in readings.items()
+            if how == "windows" or name == learning.corpus
+        }
+        for name, some in documents.items()
+    }
+
+
+def _contexts(model: LanguageModel, documents: Documents, contexts: tuple[int, ...]) -> dict[str, list[list[float]]]:
+    """Nats and tokens of each document that is long enough, at every context (Table 8's protocol)."""
+    long = [document for document in documents if len(document[0]) > max(contexts)]
+    found = [at_contexts(model, [document], contexts, LAST) for document in long]
+    return {str(context): [[one[context].nats, one[context].tokens] for one in found] for context in contexts}
+
+
+def _headline(
+    scores: dict[str, dict[str, Score]], learning: Learning, contexts: dict[str, list[list[float]]]
+) -> dict[str, float]:
+    """In domain, and out of it in the first of the other corpora; all of them are in the notes."""
+    named = {"": learning.corpus, "out_of_domain_": next(iter(learning.others), None)}
+    found = {}
+    for prefix, corpus in named.items():
+        if corpus is not None:
+            one = scores[corpus]["windows"]
+            found |= {f"{prefix}loss": one.total.loss, f"{prefix}perplexity": one.total.perplexity}
+            found |= {f"{prefix}bits_per_byte": one.bits_per_byte}
+    for context, pairs in contexts.items():
+        if pairs:
+            found[f"loss_at_{context}"] = sum(nats for nats, _ in pairs) / sum(tokens for _, tokens in pairs)
+    return found
+
+
+def _kept(found: Score) -> dict[str, Any]:
+    """A score in JSON: nats and tokens of every document and of every bucket of positions."""
+    return {
+        "documents": [[one.nats, one.tokens] for one in found.documents],
+        "positions": {str(first): [one.nats, one.tokens] for first, one in found.positions.items()},
+        "bytes": found.n_bytes,
+    }
+
+
+def _opened(folder: Path) -> Tokens:
+    tokens = open_tokens(folder)
+    if tokens is None:
+        raise UsageError(f"the token files in {folder} are gone: the same command makes them again")
+    return tokens

@@ -1,0 +1,160 @@
+"""A learning experiment from the command line: the preset's cells, their runs, tables and figures."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from models.catalogue import paper_systems
+from retbench import options
+from retbench.devices import find_device
+from retbench.errors import UsageError
+from retbench.learning.presets import Preset, find_preset, presets
+from retbench.learning.run import ORDERS, Run
+from retbench.quantities import parse_counts, parse_duration
+from retbench.record import Record
+from retbench.registry import choose
+from retbench.session import Report, show
+from retbench.spec import Cell, Dtype
+
+MOST_SEEDS = 100
+
+PresetName = Annotated[str, typer.Option("--preset", help=f"auto (cpu without a GPU), {', '.join(presets())}.")]
+Seeds = Annotated[
+    int | None,
+    typer.Option(help="Runs of each system, with seeds 0, 1, ...; default: the preset's.", min=1, max=MOST_SEEDS),
+]
+TrainTokens = Annotated[str, typer.Option("--tokens", help="Tokens to train on: 512k, 2m; default: the preset's.")]
+Budget = Annotated[
+    str, typer.Option(help="Time of all runs on two cores, 25m; it sets the tokens, by the preset's stated speeds.")
+]
+Corpora = Annotated[
+    list[str] | None,
+    typer.Option("--corpus", help="As for train: the first is trained on, the others are only scored; repeatable."),
+]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Train again what is trained already.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the runs and what a step of each needs; run nothing.")]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Options as typed."""
+
+    systems: str
+    preset: str
+    seeds: int | None
+    tokens: str
+    budget: str
+    corpora: list[str] | None
+    dtype: str
+    device: str
+    threads: int
+    out: Path
+    fresh: bool
+    dry_run: bool
+    output_format: str
+
+    def setting(self) -> tuple[Preset, list[str], int]:
+        """The preset with all that was typed, the systems with the n-grams before them, and how many seeds."""
+        options.check_format(self.output_format)
+        preset = find_preset(self.preset)
+        systems = choose(self.systems, paper_systems(), "system")
+        seeds = self.seeds or preset.seeds
+        if self.tokens and self.budget:
+            raise UsageError("--tokens and --budget both set the tokens: give one of them")
+        if self.corpora:
+            preset = replace(preset, corpus=self.corpora[0], others=tuple(self.corpora[1:]))
+        preset = replace(preset, others=tuple(name for name in preset.others if name != preset.corpus))
+        if self.device != "auto":
+            preset = replace(preset, device=find_device(self.device).name)
+        if self.dtype != "auto":
+            preset = replace(preset, dtype=trainable(options.check_dtype(self.dtype)))
+        if self.tokens:
+            preset = replace(preset, tokens=max(parse_counts(self.tokens, "--tokens")))
+        if self.budget:
+            preset = preset.within(parse_duration(self.budget, "--budget"), systems, seeds)
+        return preset, [*ORDERS, *systems], seeds
+
+
+def trainable(dtype: Dtype) -> Dtype:
+    """The dtype, if models are trained in it."""
+    if dtype == "fp16":
+        raise UsageError("--dtype fp16 would need scaled losses; dtypes of training are auto, fp32, bf16")
+    return dtype
+
+
+def run(experiment: str, asked: Asked, report: Report) -> None:
+    """Trains what is not trained yet and shows everything; a dry run shows what a step of each system needs."""
+    preset, systems, seeds = asked.setting()
+    cells = preset.cells(systems, seeds)
+    console = Console(stderr=True)
+    _say(console, _choice(preset, cells, seeds))
+    if asked.dry_run:
+        dry_run(cells, preset.plan_for, asked.output_format)
+    else:
+        train(experiment, cells, asked, report, console)
+
+
+def dry_run(cells: Sequence[Cell], specification: str, output_format: str) -> None:
+    """What an optimizer step of every system needs on a device that need not be here."""
+    from retbench.planner import show_plan
+    from retbench.specifications import find_specification
+
+    steps = [replace(cell, workload="train_step", learning=None, seed=0) for cell in cells if cell.system not in ORDERS]
+    show_plan(list(dict.fromkeys(steps)), find_specification(specification), output_format)
+
+
+def train(experiment: str, cells: Sequence[Cell], asked: Asked, report: Report, console: Console) -> None:
+    """Runs the cells and shows their tables and figures."""
+    from retbench.learning.batches import Batches  # these load numpy
+    from retbench.learning.material import bound, read_material
+    from retbench.learning.suite import Suite
+
+    first = cells[0]
+    assert first.learning is not None, "a preset's cells learn"
+    device = find_device(first.device)
+    threads = options.check_threads(asked.threads, device)
+    material = read_material(first.learning.corpus, first.learning.others, first.learning.tokenizer)
+    Batches(material.trained.train.ids, first.seq_len, first.batch_size, first.seed)  # or there is too little
+    jobs = threads // first.threads if device.name == "cpu" else 1
+    suite = Suite(experiment, bound(cells, material), device, material, asked.out, jobs)
+    try:
+        records = suite.run(console, asked.fresh)
+    except KeyboardInterrupt:
+        _say(console, f"interrupted: what was trained is in {asked.out / 'runs'}; the same command continues")
+        raise
+    show(report.tables(records), records, asked.output_format)
+    _say(console, f"records: {suite.store.path}")
+    draw(experiment, report, records, asked.out, console)
+
+
+def draw(experiment: str, report: Report, records: Sequence[Record], out: Path, console: Console) -> None:
+    """Writes the figures below reports/."""
+    from retbench.report.figures import save
+
+    folder = out / "reports" / experiment
+    try:
+        files = [file for stem, figure in report.figures(records).items() for file in save(figure, folder, stem)]
+    except OSError as error:
+        raise UsageError(f"cannot write figures to {folder}: {error.strerror or error}") from error
+    if files:
+        _say(console, f"figures: {', '.join(map(str, files))}")
+
+
+def _choice(preset: Preset, cells: Sequence[Cell], seeds: int) -> str:
+    """What will be run, in a line."""
+    models = [cell for cell in cells if cell.system not in ORDERS]
+    runs = [Run.of_cell(cell) for cell in models]
+    systems, sizes = (", ".join(dict.fromkeys(getattr(cell, name) for cell in models)) for name in ("system", "size"))
+    return (
+        f"preset {preset.name}: {len(models)} runs ({systems}; {sizes}; {seeds} seed{'s' * (seeds > 1)}), each "
+        f"{runs[0].steps} steps of {runs[0].step_tokens} tokens of {preset.corpus} by {preset.tokenizer}, "
+        f"{preset.dtype} on {preset.device}"
+    )
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, soft_wrap=True, markup=False, highlight=False)
