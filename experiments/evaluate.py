@@ -164,6 +164,7 @@ def accuracy_table(records: Sequence[Record]) -> "Table":
         Column("chance", "chance, %", "%"),
         Column("documents", "documents"),
         Column("paper", "paper, %", "%"),
+        Column("limit", "limit", detail="data"),  # of documents; none where all were taken
     )
     rows: list[tuple[Entry, ...]] = []
     for shots in dict.fromkeys(record.cell.num_fewshot for record in records):
@@ -174,10 +175,13 @@ def accuracy_table(records: Sequence[Record]) -> "Table":
             if record.status == "ok":
                 count = Entry(record.metrics["documents"], str(record.metrics["documents"]))
                 measured = (_interval(record, "acc"), _interval(record, "acc_norm"))
-                rows.append((*start, *measured, _number(record.metrics.get("chance_percent")), count, _paper(record)))
+                chance = _number(record.metrics.get("chance_percent"))
+                rows.append((*start, *measured, chance, count, _paper(record), _limit(here)))
             else:
                 words = f"not run: {record.status}" if record.status != "skipped" else "not run"
-                rows.append((*start, Entry(None, words, failed=True), *[Entry(None, "")] * 3, _paper(record)))
+                rows.append(
+                    (*start, Entry(None, words, failed=True), *[Entry(None, "")] * 3, _paper(record), _limit(here))
+                )
         rows += [row for system in dict.fromkeys(r.cell.system for r in here) for row in _average(here, system, shots)]
     return Table(
         name="accuracy",
@@ -201,7 +205,7 @@ def _average(records: Sequence[Record], system: str, shots: int | None) -> "list
     whole = {record.cell.task for record in ran} == {task.name for task in TASKS}
     paper = _number(_paper_value(system, shots, "average") if whole else None)
     start = (Entry(shots, str(shots)), Entry("average", "average"), Entry(system, system), Entry(mean, f"{mean:.1f}"))
-    return [(*start, *[Entry(None, "")] * 2, Entry(len(ran), f"{len(ran)} tasks"), paper)]
+    return [(*start, *[Entry(None, "")] * 2, Entry(len(ran), f"{len(ran)} tasks"), paper, _limit(ran))]
 
 
 def difference_table(records: Sequence[Record], one: str, other: str) -> "Table":
@@ -273,12 +277,31 @@ def _notes(records: Sequence[Record]) -> list[str]:
     notes += [f"{r.cell.task}, {r.cell.num_fewshot}-shot, {r.cell.system}: {r.reason}" for r in records if r.reason]
     hub = {r.cell.system: r.cell.weights for r in records if "@" in str(r.cell.weights)}
     notes += [f"{system} is {weights}" for system, weights in hub.items()]
+    notes += _averaged(records)
     cut = sum(record.metrics.get("truncated_requests", 0) for record in records)
     if cut:
         notes.append(f"{cut} requests were longer than {records[0].cell.seq_len} tokens and lost their left")
     setting = _table()["setting"]
     tokens = setting["training_tokens"] // 10**9
     return [*notes, f"paper: {setting['size']}, {tokens}B tokens of training; acc where it does not say which metric"]
+
+
+def _averaged(records: Sequence[Record]) -> list[str]:
+    """Over which tasks an average is, where not all of them ran."""
+    ran: dict[tuple[int | None, str], list[str]] = {}
+    for record in records:
+        names = ran.setdefault((record.cell.num_fewshot, record.cell.system), [])
+        names += [str(record.cell.task)] * (record.status == "ok")
+    partly = {(record.cell.num_fewshot, record.cell.system) for record in records if record.status != "ok"}
+    words = {key: ", ".join(names) for key, names in ran.items() if names and key in partly}
+    return [f"average, {shots}-shot, {system}: over {names}" for (shots, system), names in words.items()]
+
+
+def _limit(records: Sequence[Record]) -> "Entry":
+    from retbench.report.tables import Entry
+
+    limit = records[0].cell.limit
+    return Entry(limit, "" if limit is None else str(limit))
 
 
 def _interval(record: Record, name: str) -> "Entry":

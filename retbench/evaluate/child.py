@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from models.language_model import LanguageModel
 
 SEED = 1234  # lm-eval's own for the choice of examples
+BOOTSTRAP_ITERATIONS = 100  # of lm-eval's standard errors; that of a mean needs none
 BYTES = 512  # a larger vocabulary is not one of bytes
 METRICS = ("acc", "acc_norm")
 
@@ -91,6 +92,7 @@ def _run(
 ) -> dict[str, Any]:
     """One task with one number of shots."""
     from lm_eval import evaluator
+    from lm_eval.loggers import EvaluationTracker
 
     from retbench.evaluate.lm import ContractLM
     from retbench.evaluate.scoring import Scorer
@@ -98,6 +100,7 @@ def _run(
 
     longest = min(request["max_length"], getattr(model.config, "l_max", request["max_length"]))
     lm = ContractLM(Scorer(model, longest), tokenizer, told)
+    tracker = EvaluationTracker(output_path=request["output_path"]) if request["output_path"] else None
     with tempfile.TemporaryDirectory() as temporary:
         task, problem = _loaded(job, Path(temporary))
         problems = [problem for problem in gathered(problem) if problem]
@@ -106,13 +109,13 @@ def _run(
         task.set_config(key="num_fewshot", value=job["num_fewshot"])
         task.set_fewshot_seed(seed=SEED)
         stopwatch = Stopwatch(find_device(request["device"]))
-        found = evaluator.evaluate(
-            lm=lm, task_dict={"tasks": {job["task"]: task}}, limit=request["limit"], bootstrap_iters=0
-        )
+        tasks, iterations = {"tasks": {job["task"]: task}}, BOOTSTRAP_ITERATIONS
+        found = evaluator.evaluate(lm=lm, task_dict=tasks, limit=request["limit"], bootstrap_iters=iterations)
         stopwatch.lap()
     samples = found.pop("samples")[job["task"]]
-    if request["output_path"] and rank() == 0:
-        _write(Path(request["output_path"]), found, samples, request, job)
+    documents = [_document(sample) for sample in samples]
+    if tracker and rank() == 0:
+        _write(tracker, found, samples, request, job)
     work = total(lm.scorer.work)
     return {
         "metrics": {
@@ -122,7 +125,7 @@ def _run(
             "plain_tokens": work.plain_tokens,
             "seconds": stopwatch.laps_s[0],
         },
-        "documents": [_document(sample) for sample in samples],
+        "documents": documents,
     }
 
 
@@ -162,25 +165,24 @@ def _document(sample: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write(
-    folder: Path, results: dict[str, Any], samples: list[dict[str, Any]], request: dict[str, Any], job: dict[str, Any]
+    tracker: Any, results: dict[str, Any], samples: list[dict[str, Any]], request: dict[str, Any], job: dict[str, Any]
 ) -> None:
-    """lm-eval's own files, under its own names."""
-    from lm_eval.utils import handle_non_serializable
-
-    folder = folder / request["name"]
-    folder.mkdir(parents=True, exist_ok=True)
-    now = datetime.now(UTC)
-    stamp = now.isoformat().replace(":", "-")
+    """lm-eval's own files by its own code. It changes the samples, and only warns where it fails: OSError then."""
+    name, task = request["name"], job["task"]
+    model_args = {"pretrained": name, "checkpoint": request["checkpoint"], "dtype": request["dtype"]}
     results["config"] = {
         "model": "retbench",
-        "model_args": {"checkpoint": request["checkpoint"], "dtype": request["dtype"]},
+        "model_args": model_args,
         "device": request["device"],
         "limit": request["limit"],
         "max_length": request["max_length"],
+        "bootstrap_iters": BOOTSTRAP_ITERATIONS,
         "fewshot_seed": SEED,
     }
-    results["date"] = now.timestamp()
-    text = json.dumps(results, indent=2, default=handle_non_serializable, ensure_ascii=False)
-    (folder / f"results_{stamp}.json").write_text(text + "\n", encoding="utf-8")
-    lines = [json.dumps(sample, default=handle_non_serializable, ensure_ascii=False) + "\n" for sample in samples]
-    (folder / f"samples_{job['task']}_{stamp}.jsonl").write_text("".join(lines), encoding="utf-8")
+    results["date"] = datetime.now(UTC).timestamp()
+    tracker.general_config_tracker.log_experiment_args("retbench", model_args, None, None, False)
+    tracker.save_results_aggregated(results, {task: samples})
+    tracker.save_results_samples(task, samples)
+    folder = Path(request["output_path"])
+    if not list(folder.glob(f"*/samples_{task}_{getattr(tracker, 'date_id', None)}.jsonl")):
+        raise OSError(f"lm-eval could not write its files to {folder}")

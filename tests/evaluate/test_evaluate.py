@@ -18,6 +18,8 @@ from tests.models.helpers import VOCAB_SIZE
 
 pytest.importorskip("lm_eval")
 
+from lm_eval.utils import make_table
+
 STORY = {f"input_sentence_{n}": f"Sentence {n}." for n in range(1, 5)}
 PRONOUN = "The cat sat on the mat because it was warm."
 STOCK: Mapping[str, tuple[str, dict[str, Any]]] = {  # a document of each, as its data set has them
@@ -140,8 +142,13 @@ def test_lm_evals_own_files_hold_its_results_and_samples(checkpoint: Path, tmp_p
 
     assert results["results"]["boolq"]["acc,none"] * 100 == record.metrics["acc_percent"]
     assert results["n-samples"]["boolq"] == {"original": 3, "effective": 2}
+    assert results["results"]["boolq"]["acc_stderr,none"] >= 0
     assert results["config"]["limit"] == record.cell.limit == 2
-    assert samples[0]["arguments"][0] == ["Cats are animals.\nQuestion: are cats animals?\nAnswer:", " no"]
+    assert samples[0]["arguments"]["gen_args_0"] == {
+        "arg_0": "Cats are animals.\nQuestion: are cats animals?\nAnswer:",
+        "arg_1": " no",
+    }
+    assert "|boolq|" in make_table(results)
     assert len(samples) == record.metrics["documents"] == 2
     assert "partial: the first 2 documents" in done.stdout
 
