@@ -179,9 +179,8 @@ def accuracy_table(records: Sequence[Record]) -> "Table":
                 rows.append((*start, *measured, chance, count, _paper(record), _limit(here)))
             else:
                 words = f"not run: {record.status}" if record.status != "skipped" else "not run"
-                rows.append(
-                    (*start, Entry(None, words, failed=True), *[Entry(None, "")] * 3, _paper(record), _limit(here))
-                )
+                nothing = [Entry(None, "")] * 3
+                rows.append((*start, Entry(None, words, failed=True), *nothing, _paper(record), _limit(here)))
         rows += [row for system in dict.fromkeys(r.cell.system for r in here) for row in _average(here, system, shots)]
     return Table(
         name="accuracy",
