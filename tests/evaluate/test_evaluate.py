@@ -153,6 +153,23 @@ def test_lm_evals_own_files_hold_its_results_and_samples(checkpoint: Path, tmp_p
     assert "partial: the first 2 documents" in done.stdout
 
 
+@pytest.mark.slow
+def test_cloze_needs_no_data_set_and_no_network(checkpoint: Path, tmp_path: Path) -> None:
+    attempts = tmp_path / "attempts"
+    (tmp_path / "sitecustomize.py").write_text(BLOCKED.format(path=str(attempts)))
+    arguments = ["--checkpoint", str(checkpoint), "--tasks", "cloze", "--corpus", "python:stdlib", "--limit", "12"]
+    done = evaluate(tmp_path, *arguments, "--num-fewshot", "0,2", path=tmp_path)
+    zero, two = records(tmp_path)
+
+    assert done.returncode == 0, done.stderr
+    assert not attempts.exists()
+    assert (zero.status, two.status) == ("ok", "ok")
+    assert zero.metrics["chance_percent"] == 25.0
+    assert (zero.metrics["documents"], zero.notes["corpus"]) == (12, "python:stdlib")
+    assert two.metrics["plain_tokens"] > 2 * zero.metrics["plain_tokens"]
+    assert "cloze is built of python:stdlib, seed 0" in done.stdout
+
+
 def test_a_vocabulary_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
     save_checkpoint(build("retnet", "tiny", vocab_size=VOCAB_SIZE), tmp_path / "small")
     write(tmp_path, "sums", "validation", {"query": "1 + 1 =", "choices": ["2", "3"], "label": 0})

