@@ -8,7 +8,8 @@ from torch import distributed
 
 from retbench.evaluate.scoring import Work
 
-Request, Result = TypeVar("Request"), TypeVar("Result")
+Request = TypeVar("Request")
+Result = TypeVar("Result")
 
 
 def rank() -> int:
