@@ -168,7 +168,8 @@ def power_table(cells: Sequence[Cell], sides: "dict[tuple[Cell, str], Side]", pa
         f"load average {min(loads, default=0):.1f} to {max(loads, default=0):.1f} on {os.cpu_count()} processors",
         *(f"failed: {reason}" for reason in failures),
     )
-    return Table("gate_power", "How often the gate sees a regression", tuple(columns), tuple(rows), notes, section=("cell",))
+    title = "How often the gate sees a regression"
+    return Table("gate_power", title, tuple(columns), tuple(rows), notes, section=("cell",))
 
 
 def _log_ratios(base: "Side", head: "Side") -> "np.ndarray":

@@ -150,6 +150,9 @@ def _chunk_states(added: Tensor, state: Tensor, log_chunk_decay: Tensor) -> tupl
     Between segments the state stays in its own dtype; within one each contribution is rounded once.
     """
     n_chunks = added.shape[2]
+    if n_chunks == 1:  # as below, without its copies: a short text after a long one moves little but states
+        decay = log_chunk_decay.exp()[:, None, None]  # (H, 1, 1)
+        return state[:, :, None].to(added.dtype), state * decay.to(state.dtype) + added[:, :, 0].to(state.dtype)
     weights = decay_matrix(log_chunk_decay, n_chunks + 1)  # (H, N + 1, N + 1)
     chunks = torch.cat((state[:, :, None].to(added.dtype), added[:, :, :-1]), dim=2)  # (B, H, N, K, V)
     before = (weights[:, :-1, :-1].to(added.dtype) @ chunks.flatten(3)).view_as(added)  # (B, H, N, K, V)
