@@ -18,7 +18,7 @@ from retbench.report.web.claims import claims_html, is_ledger
 from retbench.report.web.colours import rule
 from retbench.report.web.figures import figure_html
 from retbench.report.web.plots import Entry, Look
-from retbench.report.web.scope import Scope, Systems, machine
+from retbench.report.web.scope import Scope, Systems, machine, of_machine
 from retbench.report.web.sources import Sources
 from retbench.report.web.tables import VERDICTS, notes_html, table_html, text, verdict
 
@@ -65,9 +65,9 @@ def _exhibit(one: Drawn, sources: Sources) -> tuple[str, set[str]]:
     else:
         number = sources.number(one, one.records)
         head += f'<button type="button" data-source="{number}">Command and conditions</button>'
-    systems = Systems.of(one.records)
-    for figure in one.figures.values():
-        html, used = figure_html(figure, one.exhibit.title, systems)
+    for stem, figure in one.figures.items():
+        html, used = figure_html(figure, one.exhibit.title, Systems.of(of_machine(stem, one.records)))
+        parts += [f"<h3>{text(stem)}</h3>"] * (len(one.figures) > 1)
         parts.append(html)
         colours |= used
     for table in without_repeats(one.tables):

@@ -240,7 +240,8 @@ def without_repeats(tables: Sequence[Table]) -> list[Table]:
 
 def one_line(text: str) -> str:
     """Without line breaks and without the control characters that would steer a terminal."""
-    return "".join(sign if sign.isprintable() else " " for sign in " ".join(text.split()))
+    line = " ".join(text.split())
+    return line if line.isprintable() else "".join(sign if sign.isprintable() else " " for sign in line)
 
 
 def markdown_text(text: str) -> str:
