@@ -3,7 +3,7 @@
 import base64
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from retbench import __version__
 from retbench.record import Record
 from retbench.report.exhibit import Drawn
-from retbench.report.style import looks
+from retbench.report.style import looks, place
 from retbench.report.tables import without_repeats
 from retbench.report.web import svg
 from retbench.report.web.claims import claims_html, is_ledger
@@ -67,7 +67,7 @@ def _exhibit(one: Drawn, sources: Sources) -> tuple[str, set[str]]:
         head += f'<button type="button" data-source="{number}">Command and conditions</button>'
     for stem, figure in one.figures.items():
         html, used = figure_html(figure, one.exhibit.title, Systems.of(of_machine(stem, one.records)))
-        parts += [f"<h3>{text(stem)}</h3>"] * (len(one.figures) > 1)
+        parts += [f"<h3>{text(stem.removeprefix(f'{one.exhibit.name}-'))}</h3>"] * (stem != one.exhibit.name)
         parts.append(html)
         colours |= used
     for table in without_repeats(one.tables):
@@ -109,7 +109,7 @@ def _verdicts(drawn: Sequence[Drawn]) -> str:
 def _filters(records: Sequence[Record]) -> str:
     """A group of check boxes for systems, sizes and machines."""
     known = Systems.of(records)
-    names = {"system": sorted(known.systems, key=_order(looks(known.systems))), "size": known.sizes,
+    names = {"system": sorted(known.systems, key=place), "size": known.sizes,
              "machine": known.machines}  # fmt: skip
     groups = []
     for group, title in FILTERS.items():
@@ -120,11 +120,6 @@ def _filters(records: Sequence[Record]) -> str:
         )
         groups.append(f"<fieldset><legend>{title}</legend>{boxes}</fieldset>" if boxes else "")
     return "".join(groups)
-
-
-def _order(known: Iterable[str]) -> Any:
-    """RetNet and its ablations first, then the others by name."""
-    return lambda name: (not name.startswith("retnet"), name)
 
 
 def _swatch(name: str, known: Systems) -> str:
