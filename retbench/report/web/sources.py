@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from retbench.record import Record
 from retbench.report.commands import command_of
 from retbench.report.exhibit import Drawn
 from retbench.report.tables import Entry, Table
-from retbench.report.web.scope import Scope, machine
+from retbench.report.web.scope import Scope, machine, of_machine
 from retbench.spec import Cell, Training
 
 
@@ -87,10 +87,11 @@ class Behind:
     def __init__(self, table: Table, drawn: Drawn, sources: Sources) -> None:
         self.drawn, self.sources = drawn, sources
         self.places = [(at, column.name) for at, column in enumerate(table.columns) if column.name in FACTS]
+        self.every = of_machine(table.name, drawn.records)
         self.records: dict[Key, list[Record]] = {}
-        for record in drawn.records:
+        for record in self.every:
             self.records.setdefault(tuple(str(FACTS[name](record)) for _, name in self.places), []).append(record)
-        self.known: dict[Key | None, tuple[Scope, int]] = {}
+        self.known: dict[Key | None, tuple[Key, int]] = {}
 
     def row(self, row: Sequence[Entry]) -> tuple[Scope, int]:
         """Whose row it is, and the number of its source; that of all records where it speaks of none in particular."""
@@ -98,11 +99,12 @@ class Behind:
         key: Key | None = tuple(str(row[at].value) for at, _ in self.places)
         key = key if key in self.records else None
         if key not in self.known:
-            records = self.drawn.records if key is None else self.records[key]
-            shared = {name: _only(str(FACTS[name](one)) for one in records) for name in FILTERED}
-            self.known[key] = Scope(**shared), self.sources.number(self.drawn, records)
-        scope, number = self.known[key]
-        return replace(scope, **said), number
+            records = self.every if key is None else self.records[key]
+            shared = tuple(_only(str(FACTS[name](one)) for one in records) for name in FILTERED)
+            self.known[key] = shared, self.sources.number(self.drawn, records)
+        shared, number = self.known[key]
+        system, size, where = (said.get(name, one) for name, one in zip(FILTERED, shared, strict=True))
+        return Scope("", system, size, where), number
 
 
 def _only(values: Iterable[str]) -> str:
