@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from models.catalogue import peer_of
+from models.catalogue import paper_systems, peer_of
 from retbench import options
 from retbench.devices import Device
 from retbench.errors import UsageError
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from retbench.report.tables import Table
 
+ARCHITECTURES = {"linear-transformer", "lstm", "rwkv", "h3", "hyena"}
 PAPER_MODEL, PAPER_DEVICE = "paper_model", "a100-80gb"  # its records, and the paper's device
 SYSTEMS = "retnet,transformer,transformer-flash,transformer-concat-cache"
 
@@ -167,17 +168,33 @@ def peer_tables(records: Sequence[Record]) -> "list[Table]":
 
 
 def figure6(records: Sequence[Record]) -> "Mapping[str, Figure]":
+    """Figure 6 of each family."""
     from retbench.report.figures import figure6
     from retbench.report.paper import inference_paper
 
-    return {"figure6": figure6.draw(records, inference_paper())}
+    return {f"figure6{name}": figure6.draw(own, inference_paper()) for name, own in families(records).items()}
 
 
 def figure1(records: Sequence[Record]) -> "Mapping[str, Figure]":
+    """Figure 1 (left) of each family."""
     from retbench.report.figures import figure1
     from retbench.report.paper import inference_paper
 
-    return {"figure1": figure1.draw(records, inference_paper())}
+    return {f"figure1{name}": figure1.draw(own, inference_paper()) for name, own in families(records).items()}
+
+
+def families(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """What one figure has colours for, by the end of its name: Transformers, other architectures and ablations.
+
+    Each stands beside RetNet, the architectures also beside the Transformer; a family without a record has no figure.
+    """
+    ablations = {name for name in paper_systems() if name.startswith("retnet-")}
+    known = {record.cell.system for record in records}
+    first = known - ablations - ARCHITECTURES
+    members = {"": first or known}
+    members |= {"-architectures": {"retnet", "transformer", *ARCHITECTURES}} if first and known & ARCHITECTURES else {}
+    members |= {"-ablations": {"retnet", *ablations}} if first and known & ablations else {}
+    return {name: [one for one in records if one.cell.system in systems] for name, systems in members.items()}
 
 
 EXHIBITS = (

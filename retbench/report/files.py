@@ -4,6 +4,7 @@ import shutil
 import tempfile
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -12,6 +13,7 @@ from retbench.report.figures import SUFFIXES, save
 from retbench.report.latex import to_latex
 from retbench.report.page import page
 from retbench.report.tables import Table, markdown_text, to_csv, to_markdown
+from retbench.report.web.tables import MOST_ROWS
 
 REPORT = "report.md"
 PAGE = "index.html"
@@ -24,18 +26,27 @@ INTRODUCTION = (
 
 def write(drawn: Sequence[Drawn], folder: Path, notes: Sequence[str] = ()) -> None:
     """All files of the report into an empty folder; OSError where it cannot be written."""
-    bodies = [_body(one) for one in drawn]
+    read = [replace(one, tables=tuple(map(readable, one.tables))) for one in drawn]
+    bodies = [_body(one) for one in read]
     for one, body in zip(drawn, bodies, strict=True):
         own = folder / one.exhibit.experiment
         own.mkdir(exist_ok=True)
         _write(own / f"{one.exhibit.name}.md", f"# {markdown_text(one.exhibit.title)}\n\n{_images(one, '')}{body}")
         for table in one.tables:
             _write(own / f"{table_stem(one, table)}.csv", to_csv(table))
-            _write(own / f"{table_stem(one, table)}.tex", to_latex(table))
+            _write(own / f"{table_stem(one, table)}.tex", to_latex(readable(table)))
         for stem, figure in one.figures.items():
             save(figure, own, stem)
-    _write(folder / REPORT, _report(drawn, bodies, notes))
+    _write(folder / REPORT, _report(read, bodies, notes))
     _write(folder / PAGE, page(drawn, notes))
+
+
+def readable(table: Table) -> Table:
+    """The table as far as people read: where it goes on, it says so."""
+    if len(table.rows) <= MOST_ROWS:
+        return table
+    note = f"the first {MOST_ROWS:,} of {len(table.rows):,} rows; the CSV holds all of them"
+    return replace(table, rows=table.rows[:MOST_ROWS], footnotes=(note, *table.footnotes))
 
 
 def _report(drawn: Sequence[Drawn], bodies: Sequence[str], notes: Sequence[str]) -> str:

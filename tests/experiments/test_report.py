@@ -1,12 +1,14 @@
 """`retbench report` for real: what it writes, the same each time, and that a failure leaves what was there."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from retbench.record import Record
-from retbench.report.files import replaced
+from retbench.report.files import readable, replaced
+from retbench.report.tables import Column, Entry, Table
 from tests.experiments.conftest import run
 from tests.report.factory import sweep
 from tests.report.test_draw import on, write
@@ -26,7 +28,7 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with records of two experiments and the report of some exhibits."""
     folder = tmp_path_factory.mktemp("reported")
     results(folder)
-    write(folder / "results", GROUP, experiment="training")
+    write(folder / "results", [replace(one, experiment="training") for one in GROUP], experiment="training")
     done = run(folder, "report", "--only", "figure1,table4,claims,table1")
     assert done.returncode == 0, done.stderr
     assert done.stdout == "reports/report.md\nreports/index.html\n"
@@ -143,6 +145,16 @@ def test_a_report_that_was_killed_between_its_renames_is_put_back(tmp_path: Path
         raise OSError("again")
 
     assert files(tmp_path) == {"reports/report.md": b"earlier"}
+
+
+def test_a_long_table_is_whole_in_csv_and_says_elsewhere_that_it_goes_on() -> None:
+    rows = tuple((Entry(at, str(at)),) for at in range(2500))
+    table = Table("long", "Long", (Column("at", "at"),), rows, ("a note",))
+    short = readable(table)
+
+    assert len(short.rows) == 2000
+    assert short.footnotes == ("the first 2,000 of 2,500 rows; the CSV holds all of them", "a note")
+    assert readable(short) is short
 
 
 @pytest.mark.slow
