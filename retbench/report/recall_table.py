@@ -10,6 +10,7 @@ from retbench.report.numbers import ABSENT, significant
 from retbench.report.tables import Column, Entry, Table, shortened
 from retbench.spec import Cell
 
+NO_BETTER = 1.2  # times chance, at most: a guess
 HOLDS = 0.9  # of the queries: a system that answers as many is said to hold so many pairs
 
 Accuracies = Mapping[str, Mapping[int, Sequence[float]]]  # system -> pairs -> of each seed
@@ -122,6 +123,7 @@ def _notes(shown: Sequence[Record], found: Accuracies) -> tuple[str, ...]:
         f"mean and half the range over seeds, of {shown[0].notes.get('test_queries')} queries a column that no run was "
         f"trained on; holds: the most pairs with {HOLDS:.0%} answered; state: of one sequence at the most pairs",
         *_attention_words(found),
+        *_unbound_words(found),
         f"measured on {measured_words(shown)}",
     )
 
@@ -133,6 +135,17 @@ def _attention_words(found: Accuracies) -> tuple[str, ...]:
         return ()
     return (
         "UNDERTRAINED: attention does not hold all pairs, so these budgets do not tell systems apart; raise --tokens",
+    )
+
+
+def _unbound_words(found: Accuracies) -> tuple[str, ...]:
+    """Names the systems that guess even among the fewest pairs: it is no lack of state that stops them."""
+    guessing = [name for name, shares in found.items() if mean(shares[min(shares)]) < NO_BETTER / min(shares)]
+    if not guessing:
+        return ()
+    return (
+        f"{', '.join(guessing)}: guessing even among the fewest pairs, so these runs have not learnt which value "
+        "belongs to which key; they say nothing about how much the state holds",
     )
 
 

@@ -95,6 +95,8 @@ EXPERIMENTS = [
     "gate-power",
     "inference",
     "perplexity",
+    "recall",
+    "scaling",
     "speed",
     "training",
     "training-cost",
