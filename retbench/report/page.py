@@ -73,11 +73,12 @@ def _exhibit(one: Drawn, sources: Sources) -> tuple[str, set[str]]:
     for table in without_repeats(one.tables):
         parts.append(claims_html(table) if is_ledger(table) else table_html(table, one, sources))
     parts.append(notes_html(one.notes))
-    if one.command:
+    if one.command and not one.missing:
         lines = "\n".join(text(line) for line in one.command.splitlines())
         parts.append(f'<details class="made"><summary>Command</summary><pre><code>{lines}</code></pre></details>')
+    style = ' class="empty"' if one.missing else ""
     inside = f"<header>{head}</header>{''.join(parts)}"
-    return f'<section id="{name}" aria-labelledby="{name}-title">{inside}</section>', colours
+    return f'<section id="{name}"{style} aria-labelledby="{name}-title">{inside}</section>', colours
 
 
 # ---- above the exhibits -------------------------------------------------------------------------------------------

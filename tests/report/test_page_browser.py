@@ -13,7 +13,7 @@ from experiments.inference import EXHIBITS
 from retbench.report.draw import draw
 from retbench.report.page import page
 from tests.report.factory import cell, failed, record, sweep
-from tests.report.test_page import HOSTILE
+from tests.report.test_page import HOSTILE, LONG
 
 pytestmark = pytest.mark.slow
 
@@ -38,11 +38,11 @@ def browser() -> Iterator[Any]:
 def opened(browser: Any, tmp_path: Path) -> Iterator[Any]:
     """A page of two sizes, a hostile record and a failed one, opened from a file; it must not say or load anything."""
     hostile = [replace(one, cell=replace(one.cell, system=HOSTILE, size="tiny"),
-                       environment={**record().environment, "cpu": HOSTILE}) for one in sweep(("rwkv",))]  # fmt: skip
-    dead = failed(cell("transformer-flash"), "oom", HOSTILE)
+                       environment={**record().environment, "cpu": LONG}) for one in sweep(("rwkv",))]  # fmt: skip
+    dead = failed(cell("transformer-flash"), "oom", LONG)
     records = [*(one for one in sweep(lengths=(2048, 8192)) if one.cell != dead.cell), dead, *hostile]
     path = tmp_path / "index.html"
-    path.write_text(page(draw(SHOWN, records), [HOSTILE]), encoding="utf-8")
+    path.write_text(page(draw(SHOWN, records), [LONG]), encoding="utf-8")
     window = browser.new_page(viewport={"width": 1440, "height": 900})
     said: list[str] = []
     window.on("console", lambda message: said.append(message.text))

@@ -44,7 +44,7 @@ def test_the_papers_values_are_in_the_papers_unit() -> None:
 
     assert curve
     assert {point.y_words for point in line.points} == {significant(curve.at(int(point.x))) for point in line.points}
-    assert line.unit.startswith("paper: ")
+    assert line.unit == PAPER.panels["latency"].unit
 
 
 def test_places_are_those_on_the_drawn_axes() -> None:
@@ -88,7 +88,7 @@ def test_machines_differ_in_their_dashes() -> None:
     assert (solid.look.dashes, dashed.look.dashes) == ((), (5, 1, 1, 1))
 
 
-@pytest.mark.parametrize("label", ["retnet", "retnet, model", "retnet  1.02", "_retnet, small, lab-2c"])
+@pytest.mark.parametrize("label", ["retnet", "retnet, model", "retnet  1.02", "retnet, small, lab-2c"])
 def test_a_label_begins_with_its_system(label: str) -> None:
     scope = Systems(("retnet", "retnet-no-gate"), ("small", "tiny"), ("lab-2c",)).scope(label, "#123456", "")
 

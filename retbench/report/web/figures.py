@@ -25,7 +25,8 @@ def figure_html(figure: Figure, title: str, systems: Systems) -> tuple[str, froz
     panels = "".join(f'<div class="panel"><h4>{text(one.title)}</h4>{svg.draw(one)}{_legend(one.legend)}</div>'
                      for one in shown.panels)  # fmt: skip
     caption = f"<figcaption>{text(shown.caption)}</figcaption>" if shown.caption else ""
-    html = f'<figure>{_legend(shown.legend)}<div class="panels">{panels}</div>{caption}{_data(shown)}</figure>'
+    few = " few" * (len(shown.panels) in (1, 2, 4))
+    html = f'<figure>{_legend(shown.legend)}<div class="panels{few}">{panels}</div>{caption}{_data(shown)}</figure>'
     return html, shown.colours
 
 
@@ -44,16 +45,17 @@ def _panel_table(panel: Panel) -> str:
     """A row for each x, a column for each series; failed cells in words."""
     values: Values = {}
     scopes: dict[str, Scope] = {}
-    for part in (*panel.series, *panel.bars):
+    parts: tuple[Series | Bar, ...] = (*panel.series, *panel.bars)
+    for part in parts:
         name = _name(part)
         scopes.setdefault(name, part.scope)
         for point in (part.point,) if isinstance(part, Bar) else part.points:
             values.setdefault((point.x, point.x_words), {})[name] = point.y_words
-    places = dict(values)
+    places = dict(values.keys())
     for words in panel.words:
         if words.x is not None and (name := _of_scope(scopes, words.scope)):
-            status = words.text.removeprefix("× ")
-            values.setdefault((words.x, places.get(words.x, f"{words.x:,.0f}")), {}).setdefault(name, status)
+            place = words.x, places.get(words.x, f"{words.x:,.0f}")
+            values.setdefault(place, {}).setdefault(name, words.text.removeprefix("× "))
     heads = "".join(f'<th scope="col" class="n"{svg.data(scope)}>{text(name)}</th>' for name, scope in scopes.items())
     rows = "".join(_row(place[1], values[place], scopes) for place in sorted(values))
     title = text(f"{panel.title}{f', {panel.y.label}' if panel.y.label else ''}")

@@ -114,10 +114,12 @@ function figures() {
         const box = point.getBoundingClientRect();
         const x = Math.max(box.left - event.clientX, 0, event.clientX - box.right);
         const y = Math.max(box.top - event.clientY, 0, event.clientY - box.bottom);
-        return Math.hypot(x, y);
+        const centre = middle(point);
+        return [Math.hypot(x, y), Math.hypot(centre.x - event.clientX, centre.y - event.clientY)];
       };
-      const nearest = visible(plot).map((point) => [distance(point), point]).sort((a, b) => a[0] - b[0])[0];
-      if (nearest && nearest[0] < NEAR) tip.show(nearest[1], plot);
+      const found = visible(plot).map((point) => [...distance(point), point]);
+      const nearest = found.sort((a, b) => a[0] - b[0] || a[1] - b[1])[0]; // of those under the pointer the closest
+      if (nearest && nearest[0] < NEAR) tip.show(nearest[2], plot);
       else tip.hide();
     });
     plot.addEventListener("pointerleave", () => tip.hide());

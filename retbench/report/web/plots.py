@@ -194,7 +194,7 @@ def _panel(ax: Axes, twins: Sequence[Axes], figure: Figure, systems: Systems) ->
 def _check(ax: Axes) -> None:
     """Refuses what would be lost."""
     known = (LineCollection, PathCollection, PolyCollection)
-    strange = [one for one in ax.collections if not isinstance(one, known)]
+    strange: list[Artist] = [one for one in ax.collections if not isinstance(one, known)]
     strange += [one for one in ax.patches if not isinstance(one, Rectangle | Polygon)]
     strange += [*ax.images, *ax.tables]
     if strange:
@@ -213,9 +213,10 @@ def _axis(ax: Axes, name: str) -> Axis:
         return Axis(_plain(axis.get_label_text()))
     places = np.asarray(axis.get_majorticklocs(), dtype=np.float64)
     texts = axis.get_major_formatter().format_ticks(cast(Any, places))
-    spots = _fractions(ax, _on_axis(ax, name, places))[:, 0 if name == "x" else 1] if len(places) else []
-    ticks = [(float(at), _plain(text)) for at, text in zip(spots, texts, strict=True) if -EDGE <= at <= 1 + EDGE]
-    return Axis(_plain(axis.get_label_text()), tuple((_rounded(at), text) for at, text in ticks))
+    spots = _fractions(ax, _on_axis(ax, name, places)) if len(places) else np.empty((0, 2))
+    ends = zip(spots[:, 0 if name == "x" else 1], texts, strict=True)
+    ticks = tuple((_rounded(at), _plain(text)) for at, text in ends if -EDGE <= at <= 1 + EDGE)
+    return Axis(_plain(axis.get_label_text()), ticks)
 
 
 def _on_axis(ax: Axes, name: str, places: Floats) -> Floats:
@@ -306,7 +307,7 @@ def _on_the_right(series: Series, ax: Axes, twin: Axes) -> Series:
     points = tuple(
         replace(point, y_words=significant(value)) for point, value in zip(series.points, values, strict=True)
     )
-    return replace(series, points=points, unit=_plain(twin.get_ylabel()))
+    return replace(series, points=points, unit=_plain(twin.get_ylabel()).removeprefix("paper: "))
 
 
 # ---- bars, areas, words -------------------------------------------------------------------------------------------
@@ -433,8 +434,8 @@ def _colour(value: Any) -> str:
 
 def _colours(panels: Sequence[Panel], legend: Collection[Entry]) -> Iterator[str]:
     for panel in panels:
-        for part in (*panel.series, *panel.bars, *panel.shapes, *panel.legend):
-            yield part.look.colour
+        parts: tuple[Series | Bar | Shape | Entry, ...] = (*panel.series, *panel.bars, *panel.shapes, *panel.legend)
+        yield from (part.look.colour for part in parts)
         yield from (words.colour for words in panel.words)
     yield from (entry.look.colour for entry in legend)
 

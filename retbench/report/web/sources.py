@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from retbench.record import Record
@@ -90,7 +90,7 @@ class Behind:
         self.records: dict[Key, list[Record]] = {}
         for record in drawn.records:
             self.records.setdefault(tuple(str(FACTS[name](record)) for _, name in self.places), []).append(record)
-        self.known: dict[Key | None, tuple[Scope, int]] = {}
+        self.known: dict[Key | None, tuple[Key, int]] = {}
 
     def row(self, row: Sequence[Entry]) -> tuple[Scope, int]:
         """Whose row it is, and the number of its source; that of all records where it speaks of none in particular."""
@@ -99,10 +99,11 @@ class Behind:
         key = key if key in self.records else None
         if key not in self.known:
             records = self.drawn.records if key is None else self.records[key]
-            shared = {name: _only(str(FACTS[name](one)) for one in records) for name in FILTERED}
-            self.known[key] = Scope(**shared), self.sources.number(self.drawn, records)
-        scope, number = self.known[key]
-        return replace(scope, **said), number
+            shared = tuple(_only(str(FACTS[name](one)) for one in records) for name in FILTERED)
+            self.known[key] = shared, self.sources.number(self.drawn, records)
+        shared, number = self.known[key]
+        system, size, where = (said.get(name, one) for name, one in zip(FILTERED, shared, strict=True))
+        return Scope("", system, size, where), number
 
 
 def _only(values: Iterable[str]) -> str:

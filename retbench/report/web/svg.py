@@ -1,19 +1,23 @@
 """A panel as SVG that takes its colours from the page, every value in it findable by a script."""
 
+from collections.abc import Iterator, Sequence
 from html import escape
 
+import numpy as np
 from matplotlib.markers import MarkerStyle
 
 from retbench.report.web.colours import css_class
 from retbench.report.web.plots import Axis, Bar, Entry, Look, Panel, Point, Series, Shape, Spot, Words
 from retbench.report.web.scope import Scope
 
-WIDTH = 440  # of a panel, in units of its view box; about its pixels
-TOP, BOTTOM, SIDE = 26, 40, 12  # margins; those for labels on the left and right depend on their length
-CHARACTER = 6.3  # width of a character of a tick
-MARKER = 7.0  # width of a marker
+WIDTH = 380  # of a panel, in units of its view box; about its pixels
+TOP, BOTTOM, SIDE = 26, 40, 12  # margins for labels; those on the left and right depend on their length
+BARE = 6  # a margin without labels
+CHARACTER = 7.2  # width of a character, at most
+MARKER = 8.0  # width of a marker
 DASH = 1.6  # of a matplotlib dash, in units of the view box
-RATIOS = (0.56, 0.95)  # height / width of the axes
+RATIOS = (0.6, 1.0)  # height / width of the axes
+ROW = 17  # least height of a horizontal bar with its name
 MARKERS = "os^vDd8pPhX*<>"  # those of report.style; any other is shown as a circle
 
 
@@ -21,15 +25,18 @@ class Frame:
     """Where the axes of a panel stand in its view box."""
 
     def __init__(self, panel: Panel) -> None:
+        self.top = TOP if panel.y.label or panel.right else BARE
+        self.bottom = BOTTOM if panel.x.ticks or panel.x.label else BARE
         self.left = SIDE + CHARACTER * _longest(panel.y)
         self.width = WIDTH - self.left - SIDE - (6 + CHARACTER * _longest(panel.right) if panel.right else 0)
-        self.height = self.width * min(max(panel.ratio, RATIOS[0]), RATIOS[1])
+        rows = ROW * len(panel.y.ticks) if panel.bars and not panel.x.ticks else 0
+        self.height = max(self.width * min(max(panel.ratio, RATIOS[0]), RATIOS[1]), rows)
 
     def x(self, at: float) -> float:
         return self.left + at * self.width
 
     def y(self, at: float) -> float:
-        return TOP + (1 - at) * self.height
+        return self.top + (1 - at) * self.height
 
     def xy(self, spot: Spot) -> str:
         return f"{self.x(spot[0]):.1f},{self.y(spot[1]):.1f}"
@@ -44,21 +51,21 @@ def markers() -> str:
 def draw(panel: Panel) -> str:
     """The panel, its title left to the page. Series carry what they are, values their words."""
     frame = Frame(panel)
-    height = TOP + frame.height + BOTTOM
+    height = frame.top + frame.height + frame.bottom
     words = f"{panel.title}: {panel.y.label} over {panel.x.label}; the arrow keys go through its values"
     series = sorted(panel.series, key=lambda one: not one.scope.paper)  # ours above the paper's
     parts = [
         f'<svg class="plot" viewBox="0 0 {WIDTH} {height:.0f}" role="img" tabindex="0" aria-label="{_safe(words)}" '
         f'data-x="{_safe(panel.x.label)}">',
         _axes(panel, frame),
-        f'<svg x="{frame.left:.1f}" y="{TOP}" width="{frame.width:.1f}" height="{frame.height:.1f}" '
-        f'viewBox="{frame.left:.1f} {TOP} {frame.width:.1f} {frame.height:.1f}">',
+        f'<svg x="{frame.left:.1f}" y="{frame.top}" width="{frame.width:.1f}" height="{frame.height:.1f}" '
+        f'viewBox="{frame.left:.1f} {frame.top} {frame.width:.1f} {frame.height:.1f}">',
         *(_shape(shape, frame) for shape in panel.shapes),
         *(_line(one, frame) for one in series),
         "</svg>",
         *(_bar(bar, frame, panel) for bar in panel.bars),
         *(_series(one, frame) for one in series),
-        *(_words(text, frame) for text in panel.words),
+        *_words(panel.words, frame),
         "</svg>",
     ]
     return "".join(parts)
@@ -83,7 +90,7 @@ def data(scope: Scope) -> str:
 
 def _axes(panel: Panel, frame: Frame) -> str:
     """Grid, ticks and labels; those of the y axes lie above them."""
-    base = TOP + frame.height
+    base = frame.top + frame.height
     parts = [f'<path class="axis" d="M{frame.left:.1f} {base:.1f}h{frame.width:.1f}"/>']
     for at, text in panel.y.ticks:
         y = frame.y(at)
@@ -97,7 +104,7 @@ def _axes(panel: Panel, frame: Frame) -> str:
     parts.append(_text(panel.y.label, frame.left, 13, "start", "label"))
     if panel.right:
         end = frame.x(1)
-        parts.append(f'<path class="axis" d="M{end:.1f} {TOP}v{frame.height:.1f}"/>')
+        parts.append(f'<path class="axis" d="M{end:.1f} {frame.top}v{frame.height:.1f}"/>')
         parts += [_text(text, end + 6, frame.y(at) + 4, "start", "tick") for at, text in panel.right.ticks]
         parts.append(_text(panel.right.label, WIDTH - 2, 13, "end", "label"))
     return f'<g aria-hidden="true">{"".join(parts)}</g>'
@@ -159,10 +166,16 @@ def _shape(shape: Shape, frame: Frame) -> str:
     return _group(shape.scope, shape.look, inside, "line")
 
 
-def _words(words: Words, frame: Frame) -> str:
-    style = f"words{' bold' * words.bold} {css_class(words.colour)}"
-    text = _text(words.text, frame.x(words.at[0]), frame.y(words.at[1]) + 4, words.anchor, style)
-    return f"<g{data(words.scope)}>{text}</g>"
+def _words(words: Sequence[Words], frame: Frame) -> Iterator[str]:
+    """The words, moved to the right where they would run into those before them: type is larger here than in a file."""
+    ends: dict[int, float] = {}
+    for one in sorted(words, key=lambda one: (one.at[1], one.at[0])):
+        x, y = frame.x(one.at[0]), frame.y(one.at[1]) + 4
+        if one.anchor == "start":
+            x = max(x, ends.get(round(y), x))
+            ends[round(y)] = x + CHARACTER * len(one.text) + 4
+        style = f"words{' bold' * one.bold} {css_class(one.colour)}"
+        yield f"<g{data(one.scope)}>{_text(one.text, x, y, one.anchor, style)}</g>"
 
 
 def _group(scope: Scope, look: Look, inside: str, style: str) -> str:
@@ -186,7 +199,7 @@ def _path(name: str) -> str:
     style = MarkerStyle(name)
     outline = style.get_path().transformed(style.get_transform())
     polygons = outline.to_polygons(closed_only=False)
-    lines = ["L".join(f"{MARKER * x:.1f} {-MARKER * y:.1f}" for x, y in polygon) for polygon in polygons]
+    lines = ["L".join(f"{MARKER * x:.1f} {-MARKER * y:.1f}" for x, y in np.asarray(one)) for one in polygons]
     return "".join(f"M{line}{'Z' if style.is_filled() else ''}" for line in lines)
 
 

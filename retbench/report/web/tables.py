@@ -17,7 +17,10 @@ VERDICTS = {
     "supported": "good", "agrees": "good", "not supported": "bad", "differs": "bad", "undecided": "open",
     "not run": "none",
 }  # fmt: skip
-STATUSES = {*get_args(Status), "not run", "not measured"} - {"ok"}
+NEVER_TRIED = {ABSENT, "skipped", "not run", "not measured"}
+FAILED = {*get_args(Status)} - {"ok", "skipped"}
+FEW_NOTES, FIRST, LAST = 8, 4, 3  # of more notes the middle ones fold away: failures, one by one
+LONG = 40  # rows from which a table scrolls by itself, below its heads
 
 
 def table_html(table: Table, drawn: Drawn, sources: Sources) -> str:
@@ -29,18 +32,23 @@ def table_html(table: Table, drawn: Drawn, sources: Sources) -> str:
     columns = [table.columns[at] for at in shown]
     heads = "".join(f'<th scope="col"{_side(column)}>{_head(column)}</th>' for column in columns)
     bodies = "".join(f"<tbody>{''.join(rows)}</tbody>" for rows in _bodies(table, shown, drawn, sources))
+    style = "scroll long" if len(table.rows) > LONG else "scroll"
     return (
         f'<div class="table"><h3>{title}</h3>'
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{title}"><table>'
-        f'<thead><tr>{heads}<td class="more"></td></tr></thead>{bodies}</table></div>'
+        f'<div class="{style}" role="region" tabindex="0" aria-label="{title}"><table>'
+        f"<thead><tr>{heads}</tr></thead>{bodies}</table></div>"
         f'<p class="nothing" hidden>No row passes the filters.</p>{notes}</div>'
     )
 
 
 def notes_html(notes: Sequence[str]) -> str:
     """Footnotes; nothing where there are none."""
-    lines = "".join(f"<li>{text(note)}</li>" for note in notes)
-    return f'<ul class="notes">{lines}</ul>' if lines else ""
+    lines = [f"<li>{text(note)}</li>" for note in notes]
+    if len(lines) > FEW_NOTES:
+        more = lines[FIRST:-LAST]
+        fold = f"<details><summary>{len(more)} more notes</summary><ul>{''.join(more)}</ul></details>"
+        lines = [*lines[:FIRST], f'<li class="fold-notes">{fold}</li>', *lines[-LAST:]]
+    return f'<ul class="notes">{"".join(lines)}</ul>' if lines else ""
 
 
 def text(words: str) -> str:
@@ -57,23 +65,24 @@ def _bodies(table: Table, shown: Sequence[int], drawn: Drawn, sources: Sources) 
 
 
 def _row(row: Sequence[Entry], columns: Sequence[Column], shown: Sequence[int], behind: Behind) -> str:
+    """The first cell heads its row and holds the button to what stands behind it."""
     scope, number = behind.row(row)
-    cells = "".join(_cell(row[at], columns[at], first=at == shown[0]) for at in shown)
-    label = text(f"Conditions and command of {row[shown[0]].text}")
-    button = f'<td class="more"><button type="button" data-source="{number}" aria-label="{label}">⋯</button></td>'
-    return f"<tr{data(scope)}>{cells}{button}</tr>"
+    first, *rest = ((row[at], columns[at]) for at in shown)
+    label = text(f"Command and conditions of {first[0].text}")
+    button = f'<button type="button" data-source="{number}" aria-label="{label}">⋯</button>'
+    cells = "".join(f"<td{_side(column)}>{_words(entry, column)}</td>" for entry, column in rest)
+    return f'<tr{data(scope)}><th scope="row"><div><span>{_words(*first)}</span>{button}</div></th>{cells}</tr>'
 
 
-def _cell(entry: Entry, column: Column, first: bool) -> str:
-    """The first cell heads its row; statuses, verdicts and what is absent look like what they are."""
-    words = text(entry.text)
+def _words(entry: Entry, column: Column) -> str:
+    """Statuses, verdicts and what is absent look like what they are."""
     if column.name == "verdict" and entry.text in VERDICTS:
-        words = verdict(entry.text)
-    elif entry.text in STATUSES or entry.failed:
-        words = f'<span class="status">{words}</span>'
-    elif entry.text == ABSENT:
-        words = f'<span class="absent">{words}</span>'
-    return f'<th scope="row"{_side(column)}>{words}</th>' if first else f"<td{_side(column)}>{words}</td>"
+        return verdict(entry.text)
+    if entry.text in NEVER_TRIED:
+        return f'<span class="absent">{text(entry.text)}</span>'
+    if entry.failed or entry.text in FAILED:
+        return f'<span class="status">{text(entry.text)}</span>'
+    return text(entry.text)
 
 
 def verdict(words: str) -> str:
