@@ -124,17 +124,17 @@ def figures(records: Sequence[Record]) -> "Mapping[str, Figure]":
     from retbench.report.style import PAGE_WIDTH, looks, styled
 
     look = looks(record.cell.system for record in records)
-    machines = list(dict.fromkeys(record.environment.get("machine") for record in records))
+    machines = list(dict.fromkeys(record.machine for record in records))
     with styled():
         figure = Figure(figsize=(PAGE_WIDTH, 5.6), layout="constrained")
         for ax, (name, title, unit, key, scale) in zip(figure.subplots(2, 2).flat, _PANELS, strict=True):
             ax.set(xscale="log", yscale="log", title=title, xlabel="length (tokens)", ylabel=unit)
             for record in records:
-                line = machine_line(machines.index(record.environment.get("machine")))
+                line = machine_line(machines.index(record.machine))
                 _draw_line(ax, record, look[record.cell.system], line, name, key, scale, several=len(machines) > 1)
             _finish(ax, sorted({point["context"] for record in records for point in record.contexts}))
         if len(machines) > 1:
-            figure.legend(handles=machine_handles([str(name) for name in machines]), loc="outside upper left", ncols=4)
+            figure.legend(handles=machine_handles(machines), loc="outside upper left", ncols=4)
         words = f"{records[0].cell.size}, batch {records[0].cell.batch_size}, {hardware_words(records)}"
         caption(figure, f"Measured: {words}; numbers are exponents fitted to the longest lengths.", PAGE_WIDTH)
     return {"complexity": figure}
@@ -143,10 +143,10 @@ def figures(records: Sequence[Record]) -> "Mapping[str, Figure]":
 def main_setting(records: Sequence[Record]) -> list[Record]:
     """Of each machine the records of one size, length and so on: where most systems were measured, the longest then."""
     kept = list[Record]()
-    for machine in dict.fromkeys(record.environment.get("machine") for record in records):
+    for machine in dict.fromkeys(record.machine for record in records):
         settings: dict[Cell, list[Record]] = {}
         for record in records:
-            if record.environment.get("machine") == machine:
+            if record.machine == machine:
                 cell = replace(record.cell, system="", backend="auto", form="auto")
                 settings.setdefault(cell, []).append(record)
         best: list[Record] = max(settings.values(), key=_size_of_setting)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from models.catalogue import peer_of
+from models.catalogue import paper_systems, peer_of
 from retbench import options
 from retbench.devices import Device
 from retbench.errors import UsageError
@@ -167,17 +167,34 @@ def peer_tables(records: Sequence[Record]) -> "list[Table]":
 
 
 def figure6(records: Sequence[Record]) -> "Mapping[str, Figure]":
+    """Figure 6 of each family."""
     from retbench.report.figures import figure6
     from retbench.report.paper import inference_paper
 
-    return {"figure6": figure6.draw(records, inference_paper())}
+    return {f"figure6{name}": figure6.draw(own, inference_paper()) for name, own in families(records).items()}
 
 
 def figure1(records: Sequence[Record]) -> "Mapping[str, Figure]":
+    """Figure 1 (left) of each family."""
     from retbench.report.figures import figure1
     from retbench.report.paper import inference_paper
 
-    return {"figure1": figure1.draw(records, inference_paper())}
+    return {f"figure1{name}": figure1.draw(own, inference_paper()) for name, own in families(records).items()}
+
+
+def families(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """What one figure has colours for: Transformers, other architectures, ablations, each beside RetNet."""
+    ablations = {name for name in paper_systems() if name.startswith("retnet-")}
+    others = {"linear-transformer", "lstm", "rwkv", "h3", "hyena"}
+    members = {
+        "": {record.cell.system for record in records} - ablations - others,
+        "-architectures": {"retnet", "transformer", *others},
+        "-ablations": {"retnet", *ablations},
+    }
+    found = {name: [one for one in records if one.cell.system in systems] for name, systems in members.items()}
+    alone = [name for name, own in found.items() if not {one.cell.system for one in own} - {"retnet", "transformer"}]
+    kept = {name: own for name, own in found.items() if own and not (name and name in alone)}
+    return kept or {"": list(records)}
 
 
 EXHIBITS = (

@@ -64,6 +64,11 @@ class Record:
         if (self.status == "ok") != (self.reason is None):
             raise RecordError(f"status {self.status} with reason {self.reason!r}: ok has none, the others have one")
 
+    @property
+    def machine(self) -> str:
+        """The folder of results that it belongs to, empty where it does not say."""
+        return str(self.environment.get("machine") or "")
+
     def to_json(self) -> str:
         """One line, without a line break."""
         return json.dumps({**asdict(self), "cell": self.cell.to_dict()}, allow_nan=False)

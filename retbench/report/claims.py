@@ -161,7 +161,7 @@ def _setting(claim: Claim, record: Record) -> Setting:
         cell = replace(cell, seed=0, l_max=None)
     if claim.measure == "accuracy":
         cell = replace(cell, task=None, checkpoint=None, weights=None)
-    return record.environment.get("machine"), cell
+    return record.machine, cell
 
 
 def _nearness(claim: Claim, group: Sequence[Record]) -> tuple[Any, ...]:

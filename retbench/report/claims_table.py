@@ -106,8 +106,8 @@ def _conditions(one: Judgement) -> str:
         return ""
     cell, batches = one.records[0].cell, sorted({record.cell.batch_size for record in one.records})
     batch = " to ".join(str(size) for size in dict.fromkeys((batches[0], batches[-1])))
-    machine = one.records[0].environment.get("machine")
-    return f"at {cell.size}, batch {batch}, length {cell.seq_len}, {hardware_words(one.records)}, machine {machine}"
+    where = f"{hardware_words(one.records)}, machine {one.records[0].machine}"
+    return f"at {cell.size}, batch {batch}, length {cell.seq_len}, {where}"
 
 
 def interval_words(measure: Measure, found: Interval) -> str:

@@ -25,7 +25,7 @@ def command_of(exhibit: Exhibit, records: Sequence[Record]) -> str:
     """A line for each command; the exhibit's own where its verb lets nobody choose the systems, or nothing ran."""
     verb = exhibit.command.split()[1]
     options = _options(verb)
-    if "systems" not in options or records[0].environment.get("machine") == MODEL:
+    if "systems" not in options or records[0].machine == MODEL:
         return exhibit.command
     groups: dict[tuple[Any, ...], list[Cell]] = {}
     for record in records:

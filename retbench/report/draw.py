@@ -15,6 +15,7 @@ from retbench.registry import choose, experiments
 from retbench.report.commands import command_of
 from retbench.report.exhibit import Drawn, Exhibit
 from retbench.report.numbers import ABSENT
+from retbench.report.style import place
 from retbench.report.tables import Entry, Table
 from retbench.store import Store
 
@@ -40,7 +41,7 @@ def exhibits() -> list[Exhibit]:
 
 
 def read_records(results: Path, machines: str = "all", chosen_systems: str = "all") -> Results:
-    """The records of a folder of results that the report is about; comma-separated names choose among those there.
+    """The records that a report is about, by system; comma-separated names choose among the machines and systems there.
 
     Raises UsageError where there are none, for a name that is not there, and for records of a newer schema.
     """
@@ -62,7 +63,7 @@ def read_records(results: Path, machines: str = "all", chosen_systems: str = "al
         raise UsageError(f"no records in {results}; {_commands()} make them")
     found = sorted({record.cell.system for record in records})
     kept = set(choose(chosen_systems, found, "system"))
-    records = [record for record in records if record.cell.system in kept]
+    records = sorted((one for one in records if one.cell.system in kept), key=lambda one: place(one.cell.system))
     return Results(tuple(records), (*problems, *_strangers(records)))
 
 
@@ -90,9 +91,9 @@ def draw(chosen: Sequence[Exhibit], records: Sequence[Record]) -> list[Drawn]:
 def _drawn(exhibit: Exhibit, records: Sequence[Record]) -> Drawn:
     if not records:
         return Drawn(exhibit, missing=f"{NOT_RUN}: no records; {exhibit.command} makes them", command=exhibit.command)
-    machines = dict.fromkeys(_machine(record) for record in records)
+    machines = dict.fromkeys(record.machine for record in records)
     single = len(machines) == 1 or exhibit.sums_up
-    parts = [(name, [record for record in records if _machine(record) == name]) for name in machines]
+    parts = [(name, [record for record in records if record.machine == name]) for name in machines]
     parts = [("", list(records))] if single else parts
     tables = list[Table]()
     figures: dict[str, Figure] = {}
@@ -134,13 +135,9 @@ def _marked(table: Table, machine: str) -> Table:
     return replace(table, name=f"{table.name}-{machine}", title=f"{table.title}: {machine}")
 
 
-def _machine(record: Record) -> str:
-    return str(record.environment.get("machine") or "")
-
-
 def _of_machine(record: Record, name: str) -> Record:
     """The record under the name of its folder, which whoever copied it there may have changed."""
-    if _machine(record) == name:
+    if record.machine == name:
         return record
     return replace(record, environment={**record.environment, "machine": name})
 

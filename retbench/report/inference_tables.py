@@ -42,7 +42,7 @@ def inference_table(records: Sequence[Record], paper: Paper) -> Table:
 
 def headline_table(records: Sequence[Record], paper: Paper) -> Table:
     """RetNet's advantage in memory, throughput and latency at the largest length and batch measured."""
-    group = rows(headline_group(to_frame(records)))
+    group = rows(to_frame(headline_group(records)))
     found = [row for row in group if row["system"] == CHALLENGER]
     if not found:
         return Table("headline", "RetNet against Transformers", (), (), (f"{CHALLENGER} was not measured",))
@@ -72,7 +72,7 @@ def headline_table(records: Sequence[Record], paper: Paper) -> Table:
 
 def slope_table(records: Sequence[Record]) -> Table:
     """How much TPOT grows per 1024 tokens of context, a row for each system at the headline's length and batch."""
-    group = rows(headline_group(to_frame(records)))
+    group = rows(to_frame(headline_group(records)))
     name = "tpot_slope_ms_per_1k_tokens"
     body = []
     for row in group:

@@ -16,6 +16,9 @@ _SIGNS = {
 }  # fmt: skip
 
 
+_PLAIN = re.compile(r"[A-Za-z0-9.,:;/+=()]*(?:[ -][A-Za-z0-9.,:;/+=()]+)*")
+
+
 def to_latex(table: Table) -> str:
     """A ``table`` environment: the columns of a terminal, footnotes below. Needs \\usepackage{booktabs}."""
     shown = table.shown("terminal")
@@ -34,6 +37,8 @@ def to_latex(table: Table) -> str:
 
 def latex_text(text: str) -> str:
     """The text as LaTeX shows it, on one line; letters that pdflatex's fonts lack lose their accents or become ?."""
+    if _PLAIN.fullmatch(text):
+        return text
     line = "".join(_SIGNS.get(sign) or _known(sign) for sign in one_line(text))
     return re.sub("-(?=-)", "-{}", line)  # two hyphens would become a dash
 

@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from retbench.report.frame import BASELINE, CHALLENGER
 from retbench.report.numbers import length, significant
 from retbench.report.paper import Curve
-from retbench.report.style import INK, PAPER, Look, plain
+from retbench.report.style import INK, PAPER, Look, named
 
 DASHES, DOTS = (0, (4, 2)), (0, (1, 1.5))
 MACHINES: tuple[Any, ...] = ("-", (0, (5, 1, 1, 1)), (0, (5, 1, 1, 1, 1, 1)), (0, (8, 1.5)))
@@ -205,7 +205,7 @@ def machine_line(place: int) -> Any:
 def machine_handles(machines: Sequence[str]) -> list[Line2D]:
     """What the legend says of several machines; nothing of one."""
     lines = [
-        Line2D([], [], color=INK, linestyle=machine_line(at), label=plain(name)) for at, name in enumerate(machines)
+        Line2D([], [], color=INK, linestyle=machine_line(at), label=named(name)) for at, name in enumerate(machines)
     ]
     return lines if len(machines) > 1 else []
 
@@ -221,7 +221,7 @@ def legend(
     """One legend for all panels, above them."""
     systems = dict.fromkeys(line.system for panel in panels for line in panel.lines)
     handles = [
-        Line2D([], [], color=look[system].colour, marker=look[system].marker, label=plain(system)) for system in systems
+        Line2D([], [], color=look[system].colour, marker=look[system].marker, label=named(system)) for system in systems
     ]
     if any(panel.level for panel in panels):
         handles.append(Line2D([], [], color=INK, linewidth=0.8, linestyle=DASHES, label="model weights"))

@@ -19,6 +19,7 @@ Detail = Literal["terminal", "page", "data"]
 Justify = Literal["left", "right"]
 Value = str | int | float | bool | None
 
+_MARKUP = re.compile(r"([\\|`*_<>\[\]])")
 PLAIN_WIDTH = 80  # of the table format where there is no terminal to ask
 UNBOUNDED = 10_000  # columns of the canvas: what is wider than the terminal shall run over, not be squeezed or cut
 
@@ -240,12 +241,14 @@ def without_repeats(tables: Sequence[Table]) -> list[Table]:
 
 def one_line(text: str) -> str:
     """Without line breaks and without the control characters that would steer a terminal."""
+    if text.isprintable() and "  " not in text:
+        return text.strip()
     return "".join(sign if sign.isprintable() else " " for sign in " ".join(text.split()))
 
 
 def markdown_text(text: str) -> str:
     """Safe inside a Markdown table: one line, no cell borders, no markup of its own."""
-    return re.sub(r"([\\|`*_<>\[\]])", r"\\\1", one_line(text))
+    return _MARKUP.sub(r"\\\1", one_line(text))
 
 
 def _inert(value: Value) -> Value:

@@ -1,6 +1,7 @@
 """`retbench report` for real: what it writes, the same each time, and that a failure leaves what was there."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with records of two experiments and the report of some exhibits."""
     folder = tmp_path_factory.mktemp("reported")
     results(folder)
-    write(folder / "results", GROUP, experiment="training")
+    write(folder / "results", [replace(one, experiment="training") for one in GROUP], experiment="training")
     done = run(folder, "report", "--only", "figure1,table4,claims,table1")
     assert done.returncode == 0, done.stderr
     assert done.stdout == "reports/report.md\nreports/index.html\n"

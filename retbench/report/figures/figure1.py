@@ -8,11 +8,11 @@ from matplotlib.figure import Figure
 
 from retbench.record import Record
 from retbench.report.conditions import hardware_words
-from retbench.report.frame import BASELINE, CHALLENGER, headline_group, to_frame
+from retbench.report.frame import BASELINE, CHALLENGER, TRANSFORMERS, headline_group
 from retbench.report.layout import caption, is_column
 from retbench.report.numbers import memory_unit, ratio, significant
 from retbench.report.paper import Paper, Quantity
-from retbench.report.style import COLUMN_WIDTH, PAPER, Look, looks, plain, styled
+from retbench.report.style import COLUMN_WIDTH, PAPER, Look, looks, named, styled
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class Panel:
 
     @property
     def ghost(self) -> float | None:
-        """Where the Transformer would be if RetNet's advantage were the paper's."""
-        if not self.ours:
+        """Where the Transformer would be if RetNet's advantage were the paper's; None without a Transformer."""
+        if not self.ours or not any(bar.system.startswith(TRANSFORMERS) for bar in self.bars):
             return None
         return self.ours / self.theirs if self.more_is_better else self.ours * self.theirs
 
@@ -62,7 +62,7 @@ def draw(records: Sequence[Record], paper: Paper, width: float = COLUMN_WIDTH) -
     """
     if not records:
         raise ValueError("no records to draw")
-    shown = [records[at] for at in headline_group(to_frame(records)).index]
+    shown = headline_group(records)
     panels = _panels(shown, paper)
     look = looks(record.cell.system for record in shown)
     with styled():
@@ -94,7 +94,7 @@ def _panels(records: Sequence[Record], paper: Paper) -> list[Panel]:
 def _bar(record: Record, metric: str, scale: float) -> Bar:
     value, low, high = (record.metrics.get(f"{metric}{end}") for end in ("", "_low", "_high"))
     status = record.status if record.status != "ok" else "not measured"
-    name = plain(record.cell.system)
+    name = named(record.cell.system)
     if not value:
         return Bar(name, record.cell.system, None, status=status)
     return Bar(name, record.cell.system, value / scale, low and low / scale, high and high / scale)

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from retbench.record import Record
 from retbench.report.conditions import hardware_words
-from retbench.report.frame import BASELINE, CHALLENGER, main_setting, to_frame
+from retbench.report.frame import BASELINE, CHALLENGER, main_setting
 from retbench.report.layout import caption, is_column
 from retbench.report.numbers import length, memory_unit
 from retbench.report.panels import Line, Panel, Value, draw_panel, legend
@@ -25,8 +25,9 @@ def draw(records: Sequence[Record], paper: Paper, width: float = COLUMN_WIDTH) -
     """
     if not records:
         raise ValueError("no records to draw")
-    machines = list(dict.fromkeys(map(_machine, records)))
-    shown = [record for machine in machines for record in _main(records, machine)]
+    machines = list(dict.fromkeys(record.machine for record in records))
+    parts = [[record for record in records if record.machine == machine] for machine in machines]
+    shown = [record for own in parts for record in main_setting(own)]
     batch = _largest(shown, lambda record: record.cell.batch_size)
     longest = _largest(shown, lambda record: record.cell.seq_len)
     one_batch = [record for record in shown if record.cell.batch_size == batch]
@@ -134,22 +135,12 @@ def _rate(batch_size: int, times: Value) -> Value:
     return 1000 * batch_size / time, 1000 * batch_size / high, 1000 * batch_size / low
 
 
-def _main(records: Sequence[Record], machine: str) -> list[Record]:
-    """Those of the one setting that is shown of a machine."""
-    own = [record for record in records if _machine(record) == machine]
-    return [own[at] for at in main_setting(to_frame(own)).index]
-
-
 def _series(records: Sequence[Record]) -> list[tuple[str, str, list[Record]]]:
     """The records of each line, with its system and machine."""
     lines: dict[tuple[str, str], list[Record]] = {}
     for record in records:
-        lines.setdefault((record.cell.system, _machine(record)), []).append(record)
+        lines.setdefault((record.cell.system, record.machine), []).append(record)
     return [(*names, own) for names, own in lines.items()]
-
-
-def _machine(record: Record) -> str:
-    return str(record.environment.get("machine"))
 
 
 def _largest(records: Sequence[Record], key: Callable[[Record], int]) -> int:
@@ -161,13 +152,14 @@ def _words(
     shown: Sequence[Record], partial: bool, batch: int, longest: int, paper: Paper, drawn: Sequence[bool]
 ) -> str:
     """The conditions of both sides, and how the paper's points were put on the panels."""
+    anchor = BASELINE if any(record.cell.system == BASELINE for record in shown) else CHALLENGER
     parts = [
         f"Measured: {shown[0].cell.size}, {hardware_words(shown)}; (a) and (b) batch {batch}, (c) length {longest}, "
         "last position; bars are 95% intervals."
     ]
     if any(drawn):
         parts.append(
-            f"Paper, hollow: {paper.setting.words}, read off its figure, scaled to meet our {BASELINE} at the largest "
+            f"Paper, hollow: {paper.setting.words}, read off its figure, scaled to meet our {anchor} at the largest "
             f"common x; in its throughput {paper.panels['throughput'].conditions}."
         )
     if not all(drawn):
