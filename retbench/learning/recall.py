@@ -25,6 +25,7 @@ from retbench.timing import Stopwatch, rate
 
 TEST_SEED = 2**31  # beside all training seeds: every model is asked the same
 TEST_QUERIES, TOGETHER = 2**13, 2**10  # of each number of pairs; of a forward pass
+CURRICULUM = 0.6  # of the steps: after it all numbers of pairs are read
 STRETCHES = 64  # of a run, whose mean losses are kept
 TOLD_S = 1.0  # between two messages on how far it is
 
@@ -74,6 +75,16 @@ def learning_rate_at(step: int, setting: Recall) -> float:
     return setting.learning_rate * min((step + 1) / (warm_up + 1), (setting.steps - step) / (setting.steps - warm_up))
 
 
+def pairs_at(step: int, setting: Recall) -> int:
+    """The pairs of the sequences of a step: all numbers so far in turn, the larger ones joining one after the other.
+
+    Binding a value to the key before it is learnt from few pairs, or for very long not at all.
+    """
+    share = step / setting.steps / CURRICULUM
+    known = setting.pairs[: 1 + int(share * len(setting.pairs))]
+    return known[step % len(known)]
+
+
 def recall(request: dict[str, Any], send: Send) -> Iterator[dict[str, Any]]:
     """``made`` tells how far the training is (by ``send``); at last ``metrics`` and ``notes`` of the record."""
     cell = Cell.from_dict(request["cell"])
@@ -115,19 +126,19 @@ def recall(request: dict[str, Any], send: Send) -> Iterator[dict[str, Any]]:
 
 
 def _losses(model: LanguageModel, cell: Cell, setting: Recall) -> Iterator[float]:
-    """Trains: the loss of every step. Its sequences depend on the seed alone; each number of pairs comes in turn."""
+    """Trains: the loss of every step, whose sequences depend on the seed alone."""
     generator = torch.Generator("cpu").manual_seed(cell.seed)
     optimizer = MasterAdamW(model.parameters(), setting.learning_rate)
     for step in range(setting.steps):
-        pairs = setting.pairs[step % len(setting.pairs)]
+        pairs = pairs_at(step, setting)
         count = max(1, setting.step_tokens // (3 * pairs))
         tokens, answers = sequences(pairs, count, model.config.vocab_size, generator)
         logits = query_logits(model, tokens.to(cell.device)).flatten(0, 1)  # (BP, V)
         loss = F.cross_entropy(logits.float(), answers.to(cell.device).flatten())
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.clip(CLIP)
         if not math.isfinite(loss.item()):
             raise DivergedError(f"step {step + 1}: the loss is {loss.item()}")
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.clip(CLIP)
         optimizer.learning_rate = learning_rate_at(step, setting)
         optimizer.step()
         yield loss.item()

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import mean
 
-from retbench.quantities import format_bytes
 from retbench.record import Record
 from retbench.report.conditions import measured_words
 from retbench.report.numbers import ABSENT, significant
@@ -83,7 +82,7 @@ def _row(system: str, of_system: Mapping[int, Sequence[float]], record: Record) 
     return (
         *cells,
         Entry(held, str(held) if held else ABSENT),
-        Entry(state, format_bytes(state)),
+        Entry(state, f"{state / 1024:.0f} KiB"),
         Entry(parameters, significant(parameters)),
         Entry(runs, str(runs)),
     )

@@ -51,7 +51,7 @@ class Losses:
     @property
     def draws(self) -> int:
         """What a bootstrap draws from, at the least."""
-        _, n_seeds, n_documents = self.nats.shape
+        _, n_seeds, n_documents = map(int, self.nats.shape)
         return min(n_seeds, n_documents) if n_seeds > 1 else n_documents
 
 
@@ -64,7 +64,7 @@ class PowerLaw:
     resampled: Floats
 
     def at(self, parameters: float) -> float:
-        return self.scale * parameters**-self.exponent.value
+        return self.scale / math.exp(self.exponent.value * math.log(parameters))
 
 
 def fit(losses: Losses) -> PowerLaw | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models.language_model import LanguageModel
 from retbench.learning import recall
-from retbench.learning.recall import accuracy, learning_rate_at, sequences
+from retbench.learning.recall import accuracy, learning_rate_at, pairs_at, sequences
 from retbench.spec import Cell, Recall
 from tests.models.helpers import repeatable
 
@@ -87,6 +87,13 @@ def test_the_learning_rate_rises_and_falls_to_nothing() -> None:
     assert rates[20] == 0
 
 
+@pytest.fixture
+def few_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recall, "TEST_QUERIES", 64)
+    monkeypatch.setattr(recall, "TOGETHER", 64)
+
+
+@pytest.mark.usefixtures("few_queries")
 def test_a_run_depends_on_its_seed_alone() -> None:
     first, again, other = (read(replace(CELL, seed=seed)) for seed in (0, 0, 1))
 
@@ -95,6 +102,7 @@ def test_a_run_depends_on_its_seed_alone() -> None:
     assert {name for name in first["metrics"] if "accuracy" in name} == {"accuracy_at_2", "accuracy_at_4"}
 
 
+@pytest.mark.usefixtures("few_queries")
 def test_all_systems_read_the_same_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, list[Tensor]] = {}
     logits = recall.query_logits
@@ -111,9 +119,18 @@ def test_all_systems_read_the_same_sequences(monkeypatch: pytest.MonkeyPatch) ->
     assert all(torch.equal(*both) for both in zip(*seen.values(), strict=True))
 
 
+def test_larger_numbers_of_pairs_join_one_after_the_other() -> None:
+    setting = replace(SETTING, pairs=(2, 4, 8), tokens=100 * 48)
+    seen = [pairs_at(step, setting) for step in range(100)]
+
+    assert set(seen[:20]) == {2}
+    assert set(seen[20:40]) == {2, 4}
+    assert set(seen[40:]) == {2, 4, 8}
+
+
 def test_a_loss_that_is_no_number_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        recall, "query_logits", lambda model, tokens: torch.full((24, 2, 16), torch.nan, requires_grad=True)
+        recall, "query_logits", lambda model, tokens: torch.full((8, 2, 16), torch.nan, requires_grad=True)
     )
 
     with pytest.raises(recall.DivergedError, match="step 1: the loss is nan"):

@@ -105,7 +105,7 @@ def test_only_seeds_that_all_sizes_and_systems_have_are_fitted() -> None:
     assert set(found) == {"retnet", "transformer-flash"}
     assert found["retnet"].nats.shape == (4, 2, 3)
     assert found["retnet"].parameters == parameters
-    assert losses_by_system(main_setting(runs(0.1)[:3])) == {}
+    assert losses_by_system(main_setting([runs(0.1)[0], runs(0.1)[3]])) == {}
 
 
 def test_the_tables_compare_by_size_and_leave_the_claim_open() -> None:
