@@ -8,7 +8,6 @@ group norm ``with_row_sums`` and ``scale_rows`` around any form apply the paper'
 # B batch, H heads, T positions, K key dim, V value dim, N chunks, C positions of a chunk
 
 import math
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -117,12 +116,16 @@ def chunkwise(
     length = q.shape[2]
     chunk_size = min(chunk_size, length)
     decay = (decay_matrix(log_gamma, chunk_size) if decay is None else decay).to(q.dtype)
-    whole, segment = length - length % chunk_size, SEGMENT_CHUNKS * chunk_size
-    bounds = [*range(0, whole, segment), whole, length] if length > whole else [*range(0, whole, segment), length]
+    segment = SEGMENT_CHUNKS * chunk_size
+    whole, rest = divmod(length - length % chunk_size, segment)
+    sizes = [size for size in (*[segment] * whole, rest, length % chunk_size) if size]
+    # Slices would each get a gradient of the whole length.
+    segments = zip(*(x.split_with_sizes(sizes, dim=2) if len(sizes) > 1 else (x,) for x in (q, k, v)), strict=True)
     outputs = []
-    for start, end in pairwise(bounds):
-        size = min(chunk_size, end - start)
-        q_s, k_s, v_s = (x[:, :, start:end].reshape(*x.shape[:2], -1, size, x.shape[-1]) for x in (q, k, v))
+    for pieces in segments:
+        size = min(chunk_size, pieces[0].shape[2])
+        # Contiguous here, or each product keeps a copy of its own for the backward pass.
+        q_s, k_s, v_s = (x.contiguous().view(*x.shape[:2], -1, size, x.shape[-1]) for x in pieces)
         out, state = _segment(q_s, k_s, v_s, log_gamma, state, decay[:, :size, :size])
         outputs.append(out)
     return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)), state
@@ -147,6 +150,9 @@ def _chunk_states(added: Tensor, state: Tensor, log_chunk_decay: Tensor) -> tupl
     Between segments the state stays in its own dtype; within one each contribution is rounded once.
     """
     n_chunks = added.shape[2]
+    if n_chunks == 1:  # as below, without its copies: a short text after a long one moves little but states
+        decay = log_chunk_decay.exp()[:, None, None]  # (H, 1, 1)
+        return state[:, :, None].to(added.dtype), state * decay.to(state.dtype) + added[:, :, 0].to(state.dtype)
     weights = decay_matrix(log_chunk_decay, n_chunks + 1)  # (H, N + 1, N + 1)
     chunks = torch.cat((state[:, :, None].to(added.dtype), added[:, :, :-1]), dim=2)  # (B, H, N, K, V)
     before = (weights[:, :-1, :-1].to(added.dtype) @ chunks.flatten(3)).view_as(added)  # (B, H, N, K, V)

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
@@ -137,6 +137,16 @@ def launch(nproc: int, module: str, arguments: Sequence[str]) -> int:
     return 0
 
 
+@contextmanager
+def executing() -> Iterator[Callable[..., Outcome]]:
+    """What runs a request, as ``isolate.run_worker``: here or, for rank 0, on every rank that torchrun has started."""
+    if launched() is None:
+        yield isolate.run_worker
+    else:
+        with Group.join().lead() as execute:
+            yield execute
+
+
 @dataclass(frozen=True)
 class Ended:
     """How a rank's child ended, and as which of the ranks'."""
@@ -194,7 +204,13 @@ class Group:
         """For rank 0: what runs a cell on all ranks; its own child's messages are told. The others end when it does."""
         asked = 0
 
-        def execute(request: dict[str, Any], threads: int, timeout_s: float, python: str) -> Outcome:
+        def execute(
+            request: dict[str, Any],
+            threads: int,
+            timeout_s: float,
+            python: str = sys.executable,
+            listener: isolate.Listener = listener,
+        ) -> Outcome:
             nonlocal asked
             errand = {"request": request, "threads": threads, "timeout_s": timeout_s, "python": python}
             asked += 1
