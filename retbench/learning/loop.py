@@ -94,9 +94,7 @@ class Loop:
     def train(self, told: Told, interrupt: Interrupt) -> tuple[Trainer, int]:
         """Makes the steps that are missing -> the trainer and all steps made, fewer where an end was asked for."""
         trainer, first = self._start()
-        batches = Batches(
-            self.tokens.train.ids, self.run.seq_len, self.run.batch_size * self.run.grad_accumulation, self.run.seed
-        )
+        batches = self.run.batches(self.tokens.train.ids)
         stopwatch = Stopwatch(self.device)
         with self._metrics(first) as metrics:
             for step in range(first, self.run.steps):

@@ -122,6 +122,7 @@ def _notes(shown: Sequence[Record], found: Accuracies) -> tuple[str, ...]:
         f"mean and half the range over seeds, of {shown[0].notes.get('test_queries')} queries a column that no run was "
         f"trained on; holds: the most pairs with {HOLDS:.0%} answered; state: of one sequence at the most pairs",
         *_attention_words(found),
+        *_unbound_words(found),
         f"measured on {measured_words(shown)}",
     )
 
@@ -133,6 +134,19 @@ def _attention_words(found: Accuracies) -> tuple[str, ...]:
         return ()
     return (
         "UNDERTRAINED: attention does not hold all pairs, so these budgets do not tell systems apart; raise --tokens",
+    )
+
+
+def _unbound_words(found: Accuracies) -> tuple[str, ...]:
+    """Names the systems that guess even among the fewest pairs: it is no lack of state that stops them."""
+    guessing = [
+        system for system, of_system in found.items() if mean(of_system[min(of_system)]) < (1 / min(of_system) + 1) / 2
+    ]
+    if not guessing:
+        return ()
+    return (
+        f"{', '.join(guessing)}: guessing even among the fewest pairs, so these runs have not learnt which value belongs "
+        "to which key; they say nothing about how much the state holds",
     )
 
 

@@ -58,6 +58,14 @@ def test_attention_that_has_not_learnt_is_warned_of() -> None:
     assert not any("UNDERTRAINED" in note for note in recall_table(RECORDS).footnotes)
 
 
+def test_systems_that_guess_among_the_fewest_pairs_are_named() -> None:
+    guessing = [*RECORDS, answered("linear-transformer", 0, 0.26, 0.12, 0.06)]
+    (note,) = [note for note in recall_table(guessing).footnotes if "guessing" in note]
+
+    assert note.startswith("linear-transformer: ")
+    assert not any("guessing" in note for note in recall_table(RECORDS).footnotes)
+
+
 def test_the_setting_of_most_tokens_is_shown() -> None:
     longer = replace(CELL, recall=replace(SETTING, tokens=2 * 3072))
     mixed = [answered("retnet", 0, 0.5, 0.5, 0.5, cell=longer), *RECORDS]
