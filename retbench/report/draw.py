@@ -125,7 +125,7 @@ def _complete(exhibit: Exhibit, tables: Sequence[Table]) -> list[Table]:
 
 
 def _told(entry: Entry) -> Entry:
-    return entry if entry.text else replace(entry, text=ABSENT)
+    return entry if entry.text else entry._replace(text=ABSENT)
 
 
 def _marked(table: Table, machine: str) -> Table:

@@ -4,6 +4,7 @@ import shutil
 import tempfile
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -15,6 +16,7 @@ from retbench.report.tables import Table, markdown_text, to_csv, to_markdown
 
 REPORT = "report.md"
 PAGE = "index.html"
+MOST_ROWS = 1000  # of a table that people read
 INTRODUCTION = (
     "Every number was measured by the command below its exhibit, unless it is called the paper's or a model's. The "
     "folder of an experiment holds its exhibits one by one: Markdown, tables as CSV and LaTeX (booktabs), figures as "
@@ -24,18 +26,27 @@ INTRODUCTION = (
 
 def write(drawn: Sequence[Drawn], folder: Path, notes: Sequence[str] = ()) -> None:
     """All files of the report into an empty folder; OSError where it cannot be written."""
-    bodies = [_body(one) for one in drawn]
+    read = [replace(one, tables=tuple(map(readable, one.tables))) for one in drawn]
+    bodies = [_body(one) for one in read]
     for one, body in zip(drawn, bodies, strict=True):
         own = folder / one.exhibit.experiment
         own.mkdir(exist_ok=True)
         _write(own / f"{one.exhibit.name}.md", f"# {markdown_text(one.exhibit.title)}\n\n{_images(one, '')}{body}")
         for table in one.tables:
             _write(own / f"{table_stem(one, table)}.csv", to_csv(table))
-            _write(own / f"{table_stem(one, table)}.tex", to_latex(table))
+            _write(own / f"{table_stem(one, table)}.tex", to_latex(readable(table)))
         for stem, figure in one.figures.items():
             save(figure, own, stem)
-    _write(folder / REPORT, _report(drawn, bodies, notes))
-    _write(folder / PAGE, page(drawn, notes))
+    _write(folder / REPORT, _report(read, bodies, notes))
+    _write(folder / PAGE, page(read, notes))
+
+
+def readable(table: Table) -> Table:
+    """The table as far as people read: where it goes on, it says so."""
+    if len(table.rows) <= MOST_ROWS:
+        return table
+    note = f"the first {MOST_ROWS:,} of {len(table.rows):,} rows; the CSV holds all of them"
+    return replace(table, rows=table.rows[:MOST_ROWS], footnotes=(note, *table.footnotes))
 
 
 def _report(drawn: Sequence[Drawn], bodies: Sequence[str], notes: Sequence[str]) -> str:

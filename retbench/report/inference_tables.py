@@ -26,15 +26,16 @@ def inference_table(records: Sequence[Record], paper: Paper) -> Table:
     """Every cell: TTFT, TPOT, tokens/s, peak memory and its ratios; a cell without a number shows its status."""
     frame = to_frame(records)
     frame = frame.sort_values([*SETTING, "seq_len", "batch_size"], key=_in_order)
+    body = rows(frame)
     makers = _cell_columns(frame) + _measured_columns(frame) + _ratio_columns(paper) + _data_columns()
     return Table(
         name="inference",
         title="Inference, cell by cell",
         columns=tuple(column for column, _ in makers),
-        rows=tuple(tuple(make(row) for _, make in makers) for row in rows(frame)),
+        rows=tuple(tuple(make(row) for _, make in makers) for row in body),
         footnotes=(
-            *(*_definitions(paper), *_failures(rows(frame)), *_plain_steps(rows(frame))),
-            *(*_quantized(rows(frame)), *_conditions(records)),
+            *(*_definitions(paper), *_failures(body), *_plain_steps(body)),
+            *(*_quantized(body), *_conditions(records)),
         ),
         section=tuple(column.name for column, _ in makers if column.name in _section(frame)),
     )

@@ -3,7 +3,7 @@
 import base64
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -11,14 +11,14 @@ from typing import Any
 from retbench import __version__
 from retbench.record import Record
 from retbench.report.exhibit import Drawn
-from retbench.report.style import looks
+from retbench.report.style import looks, place
 from retbench.report.tables import without_repeats
 from retbench.report.web import svg
 from retbench.report.web.claims import claims_html, is_ledger
 from retbench.report.web.colours import rule
 from retbench.report.web.figures import figure_html
 from retbench.report.web.plots import Entry, Look
-from retbench.report.web.scope import Scope, Systems, machine
+from retbench.report.web.scope import Scope, Systems, machine, of_machine
 from retbench.report.web.sources import Sources
 from retbench.report.web.tables import VERDICTS, notes_html, table_html, text, verdict
 
@@ -65,9 +65,9 @@ def _exhibit(one: Drawn, sources: Sources) -> tuple[str, set[str]]:
     else:
         number = sources.number(one, one.records)
         head += f'<button type="button" data-source="{number}">Command and conditions</button>'
-    systems = Systems.of(one.records)
-    for figure in one.figures.values():
-        html, used = figure_html(figure, one.exhibit.title, systems)
+    for stem, figure in one.figures.items():
+        html, used = figure_html(figure, one.exhibit.title, Systems.of(of_machine(stem, one.records)))
+        parts += [f"<h3>{text(stem.removeprefix(f'{one.exhibit.name}-'))}</h3>"] * (stem != one.exhibit.name)
         parts.append(html)
         colours |= used
     for table in without_repeats(one.tables):
@@ -109,7 +109,7 @@ def _verdicts(drawn: Sequence[Drawn]) -> str:
 def _filters(records: Sequence[Record]) -> str:
     """A group of check boxes for systems, sizes and machines."""
     known = Systems.of(records)
-    names = {"system": sorted(known.systems, key=_order(looks(known.systems))), "size": known.sizes,
+    names = {"system": sorted(known.systems, key=place), "size": known.sizes,
              "machine": known.machines}  # fmt: skip
     groups = []
     for group, title in FILTERS.items():
@@ -120,11 +120,6 @@ def _filters(records: Sequence[Record]) -> str:
         )
         groups.append(f"<fieldset><legend>{title}</legend>{boxes}</fieldset>" if boxes else "")
     return "".join(groups)
-
-
-def _order(known: Iterable[str]) -> Any:
-    """RetNet and its ablations first, then the others by name."""
-    return lambda name: (not name.startswith("retnet"), name)
 
 
 def _swatch(name: str, known: Systems) -> str:

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from io import StringIO
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TextIO
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -39,8 +39,7 @@ class Column:
     detail: Detail = "terminal"
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """A raw value for csv and json, the words that people read, and whether they tell of a failure."""
 
     value: Value

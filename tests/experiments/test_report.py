@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from retbench.record import Record
-from retbench.report.files import replaced
+from retbench.report.files import readable, replaced
+from retbench.report.tables import Column, Entry, Table
 from tests.experiments.conftest import run
 from tests.report.factory import sweep
 from tests.report.test_draw import on, write
@@ -144,6 +145,16 @@ def test_a_report_that_was_killed_between_its_renames_is_put_back(tmp_path: Path
         raise OSError("again")
 
     assert files(tmp_path) == {"reports/report.md": b"earlier"}
+
+
+def test_a_long_table_is_whole_in_csv_and_says_elsewhere_that_it_goes_on() -> None:
+    rows = tuple((Entry(at, str(at)),) for at in range(2500))
+    table = Table("long", "Long", (Column("at", "at"),), rows, ("a note",))
+    short = readable(table)
+
+    assert len(short.rows) == 1000
+    assert short.footnotes == ("the first 1,000 of 2,500 rows; the CSV holds all of them", "a note")
+    assert readable(short) is short
 
 
 @pytest.mark.slow

@@ -19,6 +19,8 @@ from retbench.report.draw import draw
 from retbench.report.exhibit import Drawn, Exhibit
 from retbench.report.page import page
 from retbench.report.tables import Column, Entry, Table
+from retbench.report.web.sources import Behind, Sources
+from retbench.report.web.tables import MOST_ROWS, table_html
 from tests.report.factory import cell, failed, record, sweep
 
 HOSTILE = """"'</style><script>alert(1)</script>$x"""  # short: it has to fit beside an axis
@@ -147,6 +149,28 @@ def test_every_row_leads_to_the_command_and_the_environment_of_its_records() -> 
     assert count == 1
     assert [f"environment-{at}" for at in environments] == ["environment-0"]  # type: ignore[attr-defined]
     assert all(int(one["data-source"]) < len(known) for one in parts.having("data-source"))
+
+
+def test_tables_of_a_machine_lead_to_its_records_alone() -> None:
+    there = [replace(one, environment={**one.environment, "machine": "other"}) for one in sweep(("rwkv",))]
+    headline = [exhibit for exhibit in EXHIBITS if exhibit.name == "figure1"]
+    (one,) = draw(headline, [*sweep(("rwkv",)), *there])
+    slope = next(table for table in one.tables if table.name == "slope-other")
+    behind = Behind(slope, one, found := Sources())
+    scope, number = behind.row(slope.rows[0])
+
+    assert (scope.system, scope.machine) == ("rwkv", "other")
+    assert list(found.sources)[number].records == len(there)
+
+
+def test_a_table_of_too_many_rows_says_how_many_are_left_out() -> None:
+    columns = (Column("at", "at"), Column("system", "system"))
+    rows = tuple((Entry(at, str(at)), Entry("rwkv", "rwkv")) for at in range(MOST_ROWS + 1))
+    (one,) = draw(SHOWN[:1], sweep(("rwkv",)))
+    text = table_html(Table("many", "Many", columns, rows), one, Sources())
+
+    assert text.count("<tr ") == MOST_ROWS
+    assert "the first 2,000 of 2,001 rows" in text
 
 
 def test_failed_cells_are_words_in_tables_figures_and_their_data() -> None:

@@ -18,7 +18,12 @@ def save(figure: "Figure", folder: Path, stem: str) -> list[Path]:
 
     Raises OSError where the folder cannot be written.
     """
+    from retbench.report.style import styled
+
     folder.mkdir(parents=True, exist_ok=True)
+    with styled():  # laid out once for all formats: that takes longer than drawing
+        figure.draw_without_rendering()
+    figure.set_layout_engine("none")
     return [_save(figure, folder / f"{stem}.{suffix}", suffix) for suffix in SUFFIXES]
 
 

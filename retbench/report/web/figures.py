@@ -1,7 +1,7 @@
 """A figure as HTML: legend, panels, caption, and the table of its values behind it."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from io import BytesIO
 
 from matplotlib.figure import Figure
@@ -56,13 +56,28 @@ def _panel_table(panel: Panel) -> str:
         if words.x is not None and (name := _of_scope(scopes, words.scope)):
             place = words.x, places.get(words.x, f"{words.x:,.0f}")
             values.setdefault(place, {}).setdefault(name, words.text.removeprefix("× "))
-    heads = "".join(f'<th scope="col" class="n"{svg.data(scope)}>{text(name)}</th>' for name, scope in scopes.items())
+    shared = [f", {own.pop()}" for kind in ("size", "machine") if len(own := _said(scopes.values(), kind)) == 1]
+    heads = "".join(
+        f'<th scope="col" class="n"{svg.data(scope)}>{text(_without(name, shared))}</th>'
+        for name, scope in scopes.items()
+    )
     rows = "".join(_row(place[1], values[place], scopes) for place in sorted(values))
     title = text(f"{panel.title}{f', {panel.y.label}' if panel.y.label else ''}")
     return (
         f'<div class="scroll" role="region" tabindex="0" aria-label="{title}"><table><caption>{title}</caption>'
         f'<thead><tr><th scope="col">{text(panel.x.label)}</th>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
     )
+
+
+def _said(scopes: Iterable[Scope], kind: str) -> set[str]:
+    return {value for scope in scopes if (value := getattr(scope, kind))}
+
+
+def _without(name: str, shared: Sequence[str]) -> str:
+    """A name without the size and machine that all columns share."""
+    for part in shared:
+        name = name.replace(part, "", 1)
+    return name
 
 
 def _row(name: str, values: dict[str, str], scopes: dict[str, Scope]) -> str:

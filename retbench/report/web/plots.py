@@ -315,11 +315,10 @@ def _on_the_right(series: Series, ax: Axes, twin: Axes) -> Series:
 
 def _bars(ax: Axes, systems: Systems) -> Iterator[Bar]:
     """The bars with the words of the tick that they stand at."""
-    for container in ax.containers:
-        if not isinstance(container, BarContainer):
-            continue
-        upright = container.orientation != "horizontal"
-        names = _names(ax, "x" if upright else "y")
+    containers = [one for one in ax.containers if isinstance(one, BarContainer)]
+    upright = not any(one.orientation == "horizontal" for one in containers)
+    names = _names(ax, "x" if upright else "y") if containers else {}
+    for container in containers:
         for patch in container.patches:
             x, y, width, height = patch.get_x(), patch.get_y(), patch.get_width(), patch.get_height()
             value, middle = (height, x + width / 2) if upright else (width, y + height / 2)

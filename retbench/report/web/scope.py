@@ -64,6 +64,13 @@ def machine(record: Record) -> str:
     return str(record.environment.get("machine") or "")
 
 
+def of_machine(name: str, records: Sequence[Record]) -> Sequence[Record]:
+    """The records of the machine that the name of a table or figure ends with, all where it ends with none."""
+    named = [one for one in {machine(record) for record in records} if one and name.endswith(f"-{one}")]
+    chosen = max(named, key=len, default=None)
+    return records if chosen is None else [record for record in records if machine(record) == chosen]
+
+
 def _one(known: Sequence[str], said: Iterable[str]) -> str:
     """The one that is said; without a word the only one there is."""
     found = [name for name in said if name in known]

@@ -9,7 +9,7 @@ from retbench.record import Record
 from retbench.report.commands import command_of
 from retbench.report.exhibit import Drawn
 from retbench.report.tables import Entry, Table
-from retbench.report.web.scope import Scope, machine
+from retbench.report.web.scope import Scope, machine, of_machine
 from retbench.spec import Cell, Training
 
 
@@ -87,8 +87,9 @@ class Behind:
     def __init__(self, table: Table, drawn: Drawn, sources: Sources) -> None:
         self.drawn, self.sources = drawn, sources
         self.places = [(at, column.name) for at, column in enumerate(table.columns) if column.name in FACTS]
+        self.every = of_machine(table.name, drawn.records)
         self.records: dict[Key, list[Record]] = {}
-        for record in drawn.records:
+        for record in self.every:
             self.records.setdefault(tuple(str(FACTS[name](record)) for _, name in self.places), []).append(record)
         self.known: dict[Key | None, tuple[Key, int]] = {}
 
@@ -98,7 +99,7 @@ class Behind:
         key: Key | None = tuple(str(row[at].value) for at, _ in self.places)
         key = key if key in self.records else None
         if key not in self.known:
-            records = self.drawn.records if key is None else self.records[key]
+            records = self.every if key is None else self.records[key]
             shared = tuple(_only(str(FACTS[name](one)) for one in records) for name in FILTERED)
             self.known[key] = shared, self.sources.number(self.drawn, records)
         shared, number = self.known[key]
