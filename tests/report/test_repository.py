@@ -3,12 +3,14 @@
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from retbench.environment import ROOT
 from retbench.errors import UsageError
+from retbench.report import figures
 from retbench.report.repository import README, REPORTS, RESULTS, copy_kept, generated, kept, make
 from tests.report.factory import sweep
 
@@ -16,6 +18,14 @@ TEXTS = {".md", ".csv", ".tex"}  # the same everywhere
 DRAWINGS = {".svg", ".html"}  # as the matplotlib that drew them has it; other formats depend on more libraries
 END = "<!-- end of generated -->\n"
 HEADLINE, FIGURE = (f"<!-- generated: {name} -->\n" for name in ("figure1/headline", "figure6/figure6"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_pictures() -> Iterator[None]:
+    """Figures are drawn as SVG alone: the other formats take most of the time, and nothing here looks at them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "SUFFIXES", {"svg": figures.SUFFIXES["svg"]})
+        yield
 
 
 @pytest.fixture(scope="module")
