@@ -3,50 +3,65 @@
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from retbench.environment import ROOT
 from retbench.errors import UsageError
-from retbench.report.draw import draw, exhibits
-from retbench.report.exhibit import Drawn
-from retbench.report.repository import README, REPORTS, RESULTS, copy_kept, kept, make, rewritten
+from retbench.report import figures
+from retbench.report.repository import README, REPORTS, RESULTS, copy_kept, generated, kept, make
 from tests.report.factory import sweep
 
 TEXTS = {".md", ".csv", ".tex"}  # the same everywhere
 DRAWINGS = {".svg", ".html"}  # as the matplotlib that drew them has it; other formats depend on more libraries
 END = "<!-- end of generated -->\n"
-PARTS = f"Before.\n<!-- generated: {{}} -->\nold\n{END}Between.\n<!-- generated: {{}} -->\n{END}"
+HEADLINE, FIGURE = (f"<!-- generated: {name} -->\n" for name in ("figure1/headline", "figure6/figure6"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_pictures() -> Iterator[None]:
+    """Figures are drawn as SVG alone: the other formats take most of the time, and nothing here looks at them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "SUFFIXES", {"svg": figures.SUFFIXES["svg"]})
+        yield
 
 
 @pytest.fixture(scope="module")
-def drawn() -> list[Drawn]:
-    return draw(exhibits(), sweep())
+def readme(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A README.md with two parts, drawn from records beside it."""
+    root = tmp_path_factory.mktemp("root")
+    (root / RESULTS / "lab-2c").mkdir(parents=True)
+    (root / RESULTS / "lab-2c" / "inference.jsonl").write_text("".join(f"{one.to_json()}\n" for one in sweep()))
+    (root / README).write_text(f"Before.\n{HEADLINE}old\n{END}Between.\n{FIGURE}{END}After.\n")
+    make(root)
+    return root / README
 
 
-def test_marked_parts_become_what_they_name_and_the_rest_stays(drawn: list[Drawn]) -> None:
-    text = rewritten(PARTS.format("table headline", "figure figure6"), drawn)
+def test_marked_parts_become_what_they_name_and_the_rest_stays(readme: Path) -> None:
+    text = readme.read_text()
 
-    assert text.startswith(
-        "Before.\n<!-- generated: table headline -->\n### RetNet against Transformers: small, batch 8"
-    )
+    assert text.startswith(f"Before.\n{HEADLINE}### RetNet against Transformers: small, batch 8")
     assert "| latency, last position |" in text
     assert "\n    retbench inference --systems retnet,transformer," in text
     assert "old" not in text
-    figure = "![Figure 6: memory, throughput and latency of decoding](reports/inference/figure6.svg)"
-    assert text.endswith(f"{END}Between.\n<!-- generated: figure figure6 -->\n{figure}\n{END}")
+    image = "![Figure 6: memory, throughput and latency of decoding](reports/inference/figure6.svg)"
+    assert text.endswith(f"{END}Between.\n{FIGURE}{image}\n{END}After.\n")
+    assert (readme.parent / "reports" / "inference" / "figure6.svg").exists()
 
 
-def test_a_second_time_changes_nothing(drawn: list[Drawn]) -> None:
-    once = rewritten(PARTS.format("table headline", "figure figure6"), drawn)
-
-    assert rewritten(once, drawn) == once
-
-
-def test_a_part_that_nothing_draws_is_told_with_those_there_are(drawn: list[Drawn]) -> None:
-    with pytest.raises(UsageError, match="unknown figure 'figure7'; did you mean 'figure6'"):
-        rewritten(PARTS.format("table headline", "figure figure7"), drawn)
+@pytest.mark.parametrize(
+    ("exhibit", "name", "said"),
+    [
+        ("figure7", "figure7", "unknown exhibit 'figure7'; did you mean 'figure"),
+        ("figure1", "headlines", "unknown table or figure 'headlines'; did you mean 'headline'"),
+    ],
+)
+def test_a_part_that_nothing_draws_is_told_with_those_there_are(exhibit: str, name: str, said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        generated(exhibit, name, sweep())
+    assert str(caught.value).startswith(said)
 
 
 def git(folder: Path, *arguments: str) -> None:
