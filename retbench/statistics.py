@@ -68,6 +68,22 @@ def mean_interval(samples: Sequence[float]) -> Interval:
     return Interval(float(values.mean()), float(low), float(high))
 
 
+def crossed_interval(values: Sequence[Sequence[float]], weights: Sequence[float]) -> Interval:
+    """Sums over documents, a row of ``values`` a run, as a mean per weight: nats over documents a token, say.
+
+    The bootstrap draws runs and documents, the same documents in every run. It is as narrow as the number of runs
+    allows; of one run it says nothing about others.
+    """
+    table, of_document = np.asarray(values, dtype=float), np.asarray(weights, dtype=float)
+    n_runs, n_documents = table.shape
+    generator = np.random.default_rng(0)
+    runs = generator.multinomial(n_runs, np.full(n_runs, 1 / n_runs), RESAMPLES)  # how often each was drawn
+    documents = generator.multinomial(n_documents, np.full(n_documents, 1 / n_documents), RESAMPLES)
+    means = np.einsum("xr,rd,xd->x", runs, table, documents) / n_runs / (documents @ of_document)
+    low, high = np.percentile(means, _tails(min(n_runs, n_documents) if n_runs > 1 else n_documents))
+    return Interval(float(table.mean(axis=0).sum() / of_document.sum()), float(low), float(high))
+
+
 def percentile(samples: Sequence[float], rank: int) -> float | None:
     """The percentile, or None when there are too few samples to see it."""
     return float(np.percentile(samples, rank)) if len(samples) >= MINIMUM_SAMPLES[rank] else None

@@ -49,7 +49,7 @@ def main(descriptor: int) -> None:
     def send(message: dict[str, Any]) -> None:
         os.write(descriptor, json.dumps(message).encode() + b"\n")
 
-    sending = {"evaluate": _evaluate, "learn": _learn, "train": _train}
+    sending = {"evaluate": _evaluate, "learn": _learn, "recall": _recall, "train": _train}
     tasks = _TASKS | {name: partial(task, send=send) for name, task in sending.items()}
     try:
         for message in tasks[request["task"]](request):
@@ -195,6 +195,13 @@ def _learn(request: dict[str, Any], send: Send) -> Iterator[dict[str, Any]]:
     from retbench.learning.child import learn
 
     yield from learn(request, send)
+
+
+def _recall(request: dict[str, Any], send: Send) -> Iterator[dict[str, Any]]:
+    """What a system recalls that is trained to; ``send`` gets its progress meanwhile."""
+    from retbench.learning.recall import recall
+
+    yield from recall(request, send)
 
 
 def _bad_input(cell: Cell, error: ValueError) -> dict[str, Any]:

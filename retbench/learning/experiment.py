@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from models.catalogue import paper_systems
 from retbench import options
@@ -17,8 +16,13 @@ from retbench.learning.run import ORDERS, Run
 from retbench.quantities import parse_counts, parse_duration
 from retbench.record import Record
 from retbench.registry import choose
-from retbench.session import Report, show
 from retbench.spec import Cell, Dtype
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from retbench.learning.suite import Suite
+    from retbench.session import Report
 
 MOST_SEEDS = 100
 
@@ -86,16 +90,22 @@ def trainable(dtype: Dtype) -> Dtype:
     return dtype
 
 
-def run(experiment: str, asked: Asked, report: Report) -> None:
+def run(experiment: str, asked: Asked, report: "Report") -> None:
     """Trains what is not trained yet and shows everything; a dry run shows what a step of each system needs."""
     preset, systems, seeds = asked.setting()
-    cells = preset.cells(systems, seeds)
+    run_cells(experiment, preset.cells(systems, seeds), preset, asked, report)
+
+
+def run_cells(experiment: str, cells: Sequence[Cell], preset: Preset, asked: Asked, report: "Report") -> None:
+    """``run`` of some of the cells of a preset."""
+    from rich.console import Console
+
     console = Console(stderr=True)
-    _say(console, _choice(preset, cells, seeds))
-    if asked.dry_run:
-        dry_run(cells, preset.plan_for, asked.output_format)
-    else:
+    if not asked.dry_run:
         train(experiment, cells, asked, report, console)
+        return
+    _say(console, _choice(cells))
+    dry_run(cells, preset.plan_for, asked.output_format)
 
 
 def dry_run(cells: Sequence[Cell], specification: str, output_format: str) -> None:
@@ -103,11 +113,15 @@ def dry_run(cells: Sequence[Cell], specification: str, output_format: str) -> No
     from retbench.planner import show_plan
     from retbench.specifications import find_specification
 
-    steps = [replace(cell, workload="train_step", learning=None, seed=0) for cell in cells if cell.system not in ORDERS]
+    steps = [
+        replace(cell, workload="train_step", learning=None, recall=None, seed=0)
+        for cell in cells
+        if cell.system not in ORDERS
+    ]
     show_plan(list(dict.fromkeys(steps)), find_specification(specification), output_format)
 
 
-def train(experiment: str, cells: Sequence[Cell], asked: Asked, report: Report, console: Console) -> None:
+def train(experiment: str, cells: Sequence[Cell], asked: Asked, report: "Report", console: "Console") -> None:
     """Runs the cells and shows their tables and figures."""
     from retbench.learning.batches import Batches  # these load numpy
     from retbench.learning.material import bound, read_material
@@ -120,18 +134,26 @@ def train(experiment: str, cells: Sequence[Cell], asked: Asked, report: Report, 
     material = read_material(first.learning.corpus, first.learning.others, first.learning.tokenizer)
     Batches(material.trained.train.ids, first.seq_len, first.batch_size, first.seed)  # or there is too little
     jobs = threads // first.threads if device.name == "cpu" else 1
+    _say(console, _choice(cells))
     suite = Suite(experiment, bound(cells, material), device, material, asked.out, jobs)
+    run_suite(suite, report, asked.fresh, asked.output_format, console)
+
+
+def run_suite(suite: "Suite", report: "Report", fresh: bool, output_format: str, console: "Console") -> None:
+    """Runs what has no record yet and shows the tables and figures of all."""
+    from retbench.session import show
+
     try:
-        records = suite.run(console, asked.fresh)
+        records = suite.run(console, fresh)
     except KeyboardInterrupt:
-        _say(console, f"interrupted: what was trained is in {asked.out / 'runs'}; the same command continues")
+        _say(console, f"interrupted: what was trained is in {suite.out}; the same command continues")
         raise
-    show(report.tables(records), records, asked.output_format)
+    show(report.tables(records), records, output_format)
     _say(console, f"records: {suite.store.path}")
-    draw(experiment, report, records, asked.out, console)
+    draw(suite.experiment, report, records, suite.out, console)
 
 
-def draw(experiment: str, report: Report, records: Sequence[Record], out: Path, console: Console) -> None:
+def draw(experiment: str, report: "Report", records: Sequence[Record], out: Path, console: "Console") -> None:
     """Writes the figures below reports/."""
     from retbench.report.figures import save
 
@@ -144,17 +166,19 @@ def draw(experiment: str, report: Report, records: Sequence[Record], out: Path, 
         _say(console, f"figures: {', '.join(map(str, files))}")
 
 
-def _choice(preset: Preset, cells: Sequence[Cell], seeds: int) -> str:
+def _choice(cells: Sequence[Cell]) -> str:
     """What will be run, in a line."""
     models = [cell for cell in cells if cell.system not in ORDERS]
-    runs = [Run.of_cell(cell) for cell in models]
-    systems, sizes = (", ".join(dict.fromkeys(getattr(cell, name) for cell in models)) for name in ("system", "size"))
+    first = Run.of_cell(models[0])
+    names = (
+        ", ".join(dict.fromkeys(str(getattr(cell, name)) for cell in models)) for name in ("system", "size", "seed")
+    )
+    systems, sizes, seeds = names
     return (
-        f"preset {preset.name}: {len(models)} runs ({systems}; {sizes}; {seeds} seed{'s' * (seeds > 1)}), each "
-        f"{runs[0].steps} steps of {runs[0].step_tokens} tokens of {preset.corpus} by {preset.tokenizer}, "
-        f"{preset.dtype} on {preset.device}"
+        f"{len(models)} runs: {systems}; size {sizes}; seed {seeds}; each {first.steps} steps of {first.step_tokens} "
+        f"tokens of {first.corpus} by {first.tokenizer}, {first.dtype} on {first.device}"
     )
 
 
-def _say(console: Console, text: str) -> None:
+def _say(console: "Console", text: str) -> None:
     console.print(text, soft_wrap=True, markup=False, highlight=False)

@@ -45,6 +45,15 @@ def test_a_step_is_the_same_whoever_asks_and_epochs_and_seeds_differ() -> None:
     assert not np.array_equal(whole.at(0), Batches(ids, 9, 4, seed=1).at(0))
 
 
+@given(st.integers(2, 9), st.integers(1, 7), st.integers(20, 90), st.integers(1, 20))
+@repeatable
+def test_what_was_seen_is_what_the_steps_read(seq_len: int, batch_size: int, total: int, steps: int) -> None:
+    batches = Batches(np.arange(total, dtype=np.uint16), seq_len, batch_size, seed=3)
+    inputs = np.concatenate([batches.at(step)[:, :-1].ravel() for step in range(steps)])
+
+    assert [*batches.seen(steps)] == sorted(set(inputs))
+
+
 def test_too_few_tokens_are_refused() -> None:
     with pytest.raises(UsageError, match="has 9 tokens: a sequence needs 10"):
         Batches(np.arange(9, dtype=np.uint16), 9, 1, seed=0)

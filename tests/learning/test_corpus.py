@@ -1,6 +1,8 @@
 """Corpora: every kind gives its documents, nothing held out is trained on, bad input is one line."""
 
 import sys
+from collections.abc import Iterator
+from itertools import count, islice
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 from retbench.errors import UsageError
 from retbench.learning import corpus as corpora
-from retbench.learning.corpus import Corpus, find_corpus
+from retbench.learning.corpus import Corpus, find_corpus, hub_sources
 from tests.learning.conftest import texts, write_jsonl
 from tests.models.helpers import repeatable
 
@@ -88,6 +90,22 @@ def test_a_dataset_of_the_hub_is_streamed(monkeypatch: pytest.MonkeyPatch) -> No
     assert [*find_corpus("hub:some/books").read()] == ["a", "b"]
     with pytest.raises(UsageError, match=r"^corpus hub:offline cannot be read: no network at all$"):
         list(find_corpus("hub:offline").read())
+
+
+@pytest.mark.parametrize("name", hub_sources())
+def test_a_named_dataset_is_read_by_its_split_files_and_field(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, asked = hub_sources()[name], list[tuple[object, ...]]()
+
+    def load_dataset(path: str, split: str, streaming: bool, data_files: str | None = None) -> Iterator[dict[str, str]]:
+        asked.append((path, split, streaming, data_files))
+        return ({source.field: f"text {number}"} for number in count())
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    documents = list(islice(find_corpus(f"hub:{name}").read(), 3))
+
+    assert documents == ["text 0", "text 1", "text 2"]
+    assert asked == [(source.path, source.split, True, source.data_files)]
+    assert source.about
 
 
 def test_the_identity_follows_the_files(tmp_path: Path) -> None:

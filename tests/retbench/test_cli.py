@@ -92,7 +92,7 @@ def test_the_version_is_shown(run: Run) -> None:
     ("what", "names"),
     [
         ("peers", ["torchscale", "transformers-llama"]),
-        ("sizes", ["tiny", "mini", "small", "200m", "1.3b", "2.7b", "6.7b", "13b"]),
+        ("sizes", ["nano", "tiny", "micro", "mini", "small", "200m", "1.3b", "2.7b", "6.7b", "13b"]),
         ("experiments", ["complexity", "evaluate", "gate-power", "inference", "speed", "training", "training-cost"]),
         ("devices", ["cpu", "cuda"]),
     ],

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from retbench.statistics import Interval, mean_interval, median_interval, percentile, slope_interval
+from retbench.statistics import Interval, crossed_interval, mean_interval, median_interval, percentile, slope_interval
 
 
 def groups_of(seed: int, count: int, size: int, shared: float = 0.0) -> list[list[float]]:
@@ -145,3 +145,42 @@ def test_the_interval_of_a_mean_holds_it_and_narrows_with_more_samples() -> None
     assert few.value == many.value == 0.75
     assert few.low < many.low < 0.75 < many.high < few.high
     assert many.high - many.low == pytest.approx(2 * 1.96 * (0.75 * 0.25 / 2000) ** 0.5, rel=0.1)
+
+
+def crossed(seed: int, n_runs: int, n_documents: int, truth: float) -> Interval:
+    """Documents of unequal lengths, whose difference has a part of the run, one of the document and one of both."""
+    generator = np.random.default_rng(seed)
+    lengths = generator.integers(50, 500, n_documents)
+    noise = (
+        0.1 * generator.standard_normal((n_runs, 1))
+        + 0.2 * generator.standard_normal((1, n_documents))
+        + 0.1 * generator.standard_normal((n_runs, n_documents))
+    )
+    return crossed_interval(((truth + noise) * lengths).tolist(), lengths.tolist())
+
+
+@pytest.mark.parametrize(("n_runs", "n_documents"), [(3, 25), (8, 8), (20, 40)])
+def test_the_interval_over_runs_and_documents_holds_the_truth_as_often_as_it_says(
+    n_runs: int, n_documents: int
+) -> None:
+    intervals = [crossed(seed, n_runs, n_documents, 1.0) for seed in range(200)]
+    held = sum(interval.low <= 1.0 <= interval.high for interval in intervals) / 200
+
+    assert held >= 0.9
+
+
+def test_the_mean_over_runs_and_documents_weighs_every_token_the_same() -> None:
+    interval = crossed_interval([[10.0, 60.0], [30.0, 100.0]], [10.0, 20.0])
+
+    assert interval.value == pytest.approx((10 + 60 + 30 + 100) / 2 / 30)
+    assert 1.0 <= interval.low <= interval.value <= interval.high <= 5.0
+
+
+def test_runs_that_agree_in_every_document_have_an_interval_without_width() -> None:
+    assert crossed_interval([[2.0, 6.0]] * 3, [1.0, 3.0]) == Interval(2.0, 2.0, 2.0)
+
+
+def test_one_run_gives_the_interval_of_its_documents() -> None:
+    wide = crossed(3, 1, 40, 1.0)
+
+    assert 0.02 < wide.high - wide.low < 0.3

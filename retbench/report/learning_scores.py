@@ -1,0 +1,96 @@
+"""What the records of learning experiments say: which belong together, losses, paired differences, n-grams beaten."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from retbench.learning.run import ORDERS
+from retbench.record import Record
+from retbench.spec import Cell, Learning
+from retbench.statistics import Interval, crossed_interval
+
+Pairs = Sequence[Sequence[float]]  # nats and tokens: of each document, say
+
+
+def main_setting(records: Sequence[Record]) -> list[Record]:
+    """The last record of each system and seed in the one setting of most tokens, the later one of equals."""
+    order = {_setting(record): at for at, record in enumerate(records) if record.cell.learning}
+    if not order:
+        return []
+    chosen = max(order, key=lambda setting: (setting[1], order[setting]))
+    found = {(record.cell.system, record.cell.seed): record for record in records if _setting(record) == chosen}
+    return list(found.values())
+
+
+def _setting(record: Record) -> tuple[Cell, int, object]:
+    """What records must share to stand in one table, with its tokens."""
+    tokens = record.cell.learning.tokens if record.cell.learning else 0
+    return replace(record.cell, system="", seed=0, l_max=None), tokens, record.environment.get("machine")
+
+
+def by_system(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """The runs that came to their end by system, the n-grams last, seeds in order; none where all have failed."""
+    names = sorted(dict.fromkeys(record.cell.system for record in records), key=lambda name: name in ORDERS)
+    done = sorted((record for record in records if record.status == "ok"), key=lambda record: record.cell.seed)
+    return {name: [record for record in done if record.cell.system == name] for name in names}
+
+
+def learning_of(record: Record) -> Learning:
+    if record.cell.learning is None:
+        raise ValueError(f"{record.cell.label} was not trained from scratch")
+    return record.cell.learning
+
+
+def corpora_of(record: Record) -> list[str]:
+    """What it was scored on, the corpus that it was trained on first."""
+    learning = learning_of(record)
+    return [learning.corpus, *learning.others]
+
+
+def score_of(record: Record, corpus: str, how: str = "windows") -> Mapping[str, Any]:
+    """Pairs of the ``documents`` and ``positions``, and ``bytes``; empty where it was not read so."""
+    found: Mapping[str, Any] = record.notes["scores"][corpus].get(how, {})
+    return found
+
+
+def mean_loss(pairs: Pairs) -> float:
+    """Nats a token."""
+    return sum(nats for nats, _ in pairs) / sum(tokens for _, tokens in pairs)
+
+
+def perplexity(pairs: Pairs) -> float:
+    return math.exp(mean_loss(pairs))
+
+
+def loss_of(record: Record) -> float:
+    """In domain."""
+    return mean_loss(score_of(record, learning_of(record).corpus)["documents"])
+
+
+def difference(runs: Sequence[Record], others: Sequence[Record], corpus: str) -> Interval | None:
+    """Mean loss of ``runs`` minus that of ``others``, of equal seeds and documents; None where there are none."""
+    theirs = {record.cell.seed: record for record in others}
+    both = [(record, theirs[record.cell.seed]) for record in runs if record.cell.seed in theirs]
+    if not both:
+        return None
+    pairs = [[score_of(record, corpus)["documents"] for record in two] for two in both]
+    nats = [[one - other for (one, _), (other, _) in zip(*two, strict=True)] for two in pairs]
+    return crossed_interval(nats, [tokens for _, tokens in pairs[0][0]])
+
+
+def baseline_words(records: Sequence[Record]) -> tuple[str, ...]:
+    """Whether every run is below the n-grams of its seed, which counted the tokens that it read."""
+    notes = []
+    for name in ORDERS:
+        theirs = {one.cell.seed: loss_of(one) for one in by_system(records).get(name, [])}
+        runs = [run for system, some in by_system(records).items() if system not in ORDERS for run in some]
+        excess = [(run.cell, loss_of(run) - theirs[run.cell.seed]) for run in runs if run.cell.seed in theirs]
+        above = [f"{cell.system} seed {cell.seed} (+{by:.3f} nats)" for cell, by in excess if by >= 0]
+        if above:
+            notes.append(f"NOT below the {name} in domain: {', '.join(above)}")
+        elif excess:
+            notes.append(f"all systems are below the {name} in domain")
+    if notes:
+        notes.append("n-grams: of the tokens that the models of a seed read, interpolated after Witten and Bell")
+    return tuple(notes)
