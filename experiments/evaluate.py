@@ -19,6 +19,7 @@ from retbench.devices import find_device
 from retbench.errors import UsageError
 from retbench.record import Record
 from retbench.registry import choose
+from retbench.report.exhibit import Exhibit
 
 if TYPE_CHECKING:
     from retbench.report.tables import Entry, Table
@@ -148,6 +149,18 @@ def tables(records: Sequence[Record]) -> "list[Table]":
     checkpoints = list(dict.fromkeys(record.cell.system for record in records))
     first = [accuracy_table(records)]
     return [*first, difference_table(records, *checkpoints)] if len(checkpoints) == 2 else first
+
+
+EXHIBITS = (
+    Exhibit(
+        "table3",
+        "Table 3: zero-shot and 4-shot accuracy",
+        "evaluate",
+        "retbench evaluate --checkpoint FOLDER --checkpoint OTHER",
+        tables,
+        lambda records: {},
+    ),
+)
 
 
 def accuracy_table(records: Sequence[Record]) -> "Table":

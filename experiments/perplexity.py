@@ -27,10 +27,7 @@ BASES = ("retnet", "transformer-flash")
 
 Checkpoints = Annotated[
     list[str] | None,
-    typer.Option(
-        "--checkpoint",
-        help="Score this folder (config.json, safetensors, tokenizer), or hub:OWNER/NAME@REVISION; repeatable.",
-    ),
+    typer.Option("--checkpoint", help="Score this folder, or hub:OWNER/NAME@REVISION, as it is; repeatable."),
 ]
 Tokens = Annotated[
     str, typer.Option(help="Tokens to train on: 512k, 2m; of checkpoints: of each corpus at most, default 64k.")

@@ -38,7 +38,7 @@ def retbench(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--preset", "gpu"], "unknown preset 'gpu'; presets are all, cpu, paper, paper-200m"),
+        (["--preset", "gpu"], "unknown preset 'gpu'; did you mean 'cpu'? presets are cpu, paper"),
         (["--systems", "retnt"], "unknown system 'retnt'; did you mean 'retnet'?"),
         (["--seeds", "0"], "Invalid value for '--seeds'"),
         (["--tokens", "0"], "out of range"),

@@ -9,15 +9,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 200
+# Formats, with what else they would hold of the moment and the machine: the same figure gives the same bytes.
+SUFFIXES: dict[str, dict[str, None]] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
 
 
 def save(figure: "Figure", folder: Path, stem: str) -> list[Path]:
-    """Write ``stem``.png and ``stem``.svg into ``folder``, each whole or not at all; the same figure, the same bytes.
+    """Write ``stem`` as every one of SUFFIXES into ``folder``, each whole or not at all.
 
     Raises OSError where the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    return [_save(figure, folder / f"{stem}.{suffix}", suffix) for suffix in ("png", "svg")]
+    return [_save(figure, folder / f"{stem}.{suffix}", suffix) for suffix in SUFFIXES]
 
 
 def _save(figure: "Figure", path: Path, suffix: str) -> Path:
@@ -28,7 +30,7 @@ def _save(figure: "Figure", path: Path, suffix: str) -> Path:
     os.close(handle)
     try:
         with styled():
-            figure.savefig(name, format=suffix, dpi=DPI, metadata={"Date": None} if suffix == "svg" else None)
+            figure.savefig(name, format=suffix, dpi=DPI, metadata=SUFFIXES[suffix])
         Path(name).chmod(0o644)  # mkstemp gives 0600
         Path(name).replace(path)
     finally:

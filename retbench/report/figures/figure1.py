@@ -105,7 +105,7 @@ def _draw_panel(ax: Axes, panel: Panel, look: dict[str, Look]) -> None:
     ax.set_title(panel.title)
     for place, bar in enumerate(panel.bars):
         colour = look[bar.system].colour
-        ax.barh(place, bar.value or 0, height=0.7, color=colour)
+        ax.barh(place, bar.value or 0, height=0.7, color=colour, label=f"_{bar.system}")
         if bar.value is not None and bar.low and bar.high:
             ends = [[max(bar.value - bar.low, 0)], [max(bar.high - bar.value, 0)]]
             ax.errorbar([bar.value], [place], xerr=ends, color=PAPER, elinewidth=0.8)
@@ -114,7 +114,7 @@ def _draw_panel(ax: Axes, panel: Panel, look: dict[str, Look]) -> None:
     if panel.ghost:
         names.append("by the paper's ratio")
         ax.barh(len(panel.bars), panel.ghost, height=0.7, facecolor="none", edgecolor=PAPER, linestyle=(0, (3, 2)),
-                linewidth=0.8)  # fmt: skip
+                linewidth=0.8, label=f"_{BASELINE}, paper")  # fmt: skip
         _label(ax, len(panel.bars), panel.ghost, "", f"{panel.theirs:g}×", PAPER)
     ax.set_yticks(range(len(names)), names)
     ax.set_ylim(len(names) - 0.5, -0.6)
