@@ -36,7 +36,9 @@ def join_group(device: str, group: str) -> None:
     threading.Thread(target=_end_with, args=(f"{group}/failed",), daemon=True).start()
     store, rank, world = next(rendezvous("env://"))
     backend = "nccl" if device == "cuda" else "gloo"
-    distributed.init_process_group(backend, store=PrefixStore(group, store), rank=rank, world_size=world)
+    prefixed = PrefixStore(group, store)
+    # A slower rank is waited for; the thread above ends the wait for one that has gone.
+    distributed.init_process_group(backend, timeout=RUN_LASTS, store=prefixed, rank=rank, world_size=world)
 
 
 def _end_with(key: str) -> None:
