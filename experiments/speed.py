@@ -91,7 +91,9 @@ def command(
     console, records = Console(stderr=True), list[Record]()
     sweeps = {name: Sweep.prepare("speed", cells, chosen_device, store) for name, cells in chosen.items()}
     reused = {name: _measured_together(sweep, stored) for name, sweep in sweeps.items()}
-    predictions = _predictions([cell for name, sweep in sweeps.items() if not reused[name] for cell in sweep.cells])
+    predictions, problems = _predictions([cell for name in chosen if not reused[name] for cell in chosen[name]])
+    for problem in problems:
+        console.print(problem, soft_wrap=True, markup=False, highlight=False)
     for name, sweep in sweeps.items():
         words = "stored" if reused[name] else f"about {format_duration(budget_s)}"
         console.print(f"{name}: {len(sweep.cells)} cells, {words}", soft_wrap=True, markup=False, highlight=False)
@@ -106,12 +108,13 @@ def _measured_together(sweep: "Sweep", stored: Sequence[Record]) -> list[Record]
     return [found[cell] for cell in sweep.cells] if whole else []
 
 
-def _predictions(cells: Sequence[Cell]) -> "dict[Cell, Prediction]":
-    """Bytes and operations of what has a model."""
+def _predictions(cells: Sequence[Cell]) -> "tuple[dict[Cell, Prediction], list[str]]":
+    """Bytes and operations of what has a model, and in words what could not be predicted."""
     from retbench import plan
 
     modelled = [cell for cell in cells if cell.workload != "limits"]
-    return dict(zip(modelled, plan.predict(modelled)[0], strict=True)) if modelled else {}
+    predictions, problems = plan.predict(modelled) if modelled else ([], [])
+    return dict(zip(modelled, predictions, strict=True)), problems
 
 
 def all_cases(device: str, threads: int, seed: int) -> dict[str, Case]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -56,6 +56,7 @@ class Predictor:
         torch.set_num_threads(cell.threads)  # each has memory of its own in a native step
         self.config = config_of(cell)
         self._fake = FakeTensorMode()
+        self._trained = cache(self._train)
 
     @cached_property
     def _shallow(self) -> list[LanguageModel]:
@@ -98,12 +99,15 @@ class Predictor:
     def train(self, seq_len: int, batch_size: int, n_layers: int | None = None) -> Prediction:
         """One optimizer step after another one, traced on all layers: what a layer keeps for its gradient adds up.
 
-        Of several ranks, what the first of them does and keeps.
+        Of several ranks, what the first of them does and keeps. A search that comes back finds it known.
         """
+        return self._trained(seq_len, batch_size, n_layers or self.config.n_layers)
+
+    def _train(self, seq_len: int, batch_size: int, n_layers: int) -> Prediction:
         training = self.cell.training or Training()
         with first_of(training) as mesh:
             with self._fake:
-                model = _model(self.cell, replace(self.config, n_layers=n_layers or self.config.n_layers))
+                model = _model(self.cell, replace(self.config, n_layers=n_layers))
             if mesh is not None:
                 share_(model, training, mesh)  # by real tensors, of which meshes are made
             with self._fake:

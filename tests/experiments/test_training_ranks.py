@@ -65,14 +65,14 @@ def test_a_dry_run_predicts_one_of_the_ranks_without_starting_any(tmp_path: Path
 def test_two_ranks_make_one_record_of_a_cell_with_the_peak_of_each(tmp_path: Path) -> None:
     done = run(tmp_path, *TINY, *TWO, "--systems", "retnet,lstm", "--budget", "2s")
 
-    retnet, lstm = stored(tmp_path, "training")
+    lstm, retnet = stored(tmp_path, "training")  # what has no prediction comes first
     peaks = retnet.metrics["rank_peak_memory_bytes"]
     assert done.returncode == 0, done.stderr
     assert (retnet.status, lstm.status) == ("ok", "unsupported")
     assert retnet.cell.training is not None
     assert retnet.cell.training.tensor_parallel == 2
     assert len(peaks) == 2
-    assert 0 <= retnet.metrics["residual_bytes"] <= 2**16  # gloo copies what it reduces
+    assert 0 <= retnet.metrics["residual_bytes"] <= 2**18  # gloo holds on to what it reduces
     assert retnet.metrics["activations_bytes"] > 0
     assert retnet.metrics["peak_memory_bytes"] == max(peaks)
     assert retnet.metrics["weights_bytes"] == 4 * (retnet.metrics["parameters"] + 5 * 2 * 128) / 2  # norms are whole
