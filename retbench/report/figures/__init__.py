@@ -50,10 +50,10 @@ def _print(figure: "Figure", name: str, suffix: str) -> None:
     try:
         figure.dpi = DPI
         if suffix == "png":
-            FigureCanvasAgg(figure).print_png(name, metadata=metadata)
+            FigureCanvasAgg(figure).print_png(name, metadata=metadata)  # type: ignore[no-untyped-call]
         elif suffix == "svg":
-            FigureCanvasSVG(figure).print_svg(name, metadata=metadata)
+            FigureCanvasSVG(figure).print_svg(name, metadata=metadata)  # type: ignore[no-untyped-call]
         else:
-            FigureCanvasPdf(figure).print_pdf(name, metadata=metadata)
+            FigureCanvasPdf(figure).print_pdf(name, metadata=metadata)  # type: ignore[no-untyped-call]
     finally:
         figure.dpi = dpi
