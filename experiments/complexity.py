@@ -16,6 +16,8 @@ from retbench import options
 from retbench.options import Grid
 from retbench.quantities import parse_duration
 from retbench.record import Record
+from retbench.report.exhibit import Exhibit
+from retbench.spec import Cell
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,7 +62,7 @@ def command(
 
     from retbench.session import Report, Session
 
-    session = Session("complexity", chosen_device, cells, out, budget_s, fresh, dry_run, output_format, predicts=False)
+    session = Session("complexity", chosen_device, cells, out, budget_s, fresh, dry_run, output_format)
     session.run(Report(tables, figures))
 
 
@@ -118,19 +120,43 @@ def figures(records: Sequence[Record]) -> "Mapping[str, Figure]":
 
     from retbench.report.conditions import hardware_words
     from retbench.report.layout import caption
+    from retbench.report.panels import machine_handles, machine_line
     from retbench.report.style import PAGE_WIDTH, looks, styled
 
     look = looks(record.cell.system for record in records)
+    machines = list(dict.fromkeys(record.machine for record in records))
     with styled():
         figure = Figure(figsize=(PAGE_WIDTH, 5.6), layout="constrained")
         for ax, (name, title, unit, key, scale) in zip(figure.subplots(2, 2).flat, _PANELS, strict=True):
             ax.set(xscale="log", yscale="log", title=title, xlabel="length (tokens)", ylabel=unit)
             for record in records:
-                _draw_line(ax, record, look[record.cell.system], name, key, scale)
+                line = machine_line(machines.index(record.machine))
+                _draw_line(ax, record, look[record.cell.system], line, name, key, scale, several=len(machines) > 1)
             _finish(ax, sorted({point["context"] for record in records for point in record.contexts}))
+        if len(machines) > 1:
+            figure.legend(handles=machine_handles(machines), loc="outside upper left", ncols=4)
         words = f"{records[0].cell.size}, batch {records[0].cell.batch_size}, {hardware_words(records)}"
         caption(figure, f"Measured: {words}; numbers are exponents fitted to the longest lengths.", PAGE_WIDTH)
     return {"complexity": figure}
+
+
+def main_setting(records: Sequence[Record]) -> list[Record]:
+    """Of each machine the records of one size, length and so on: where most systems were measured, the longest then."""
+    kept = list[Record]()
+    for machine in dict.fromkeys(record.machine for record in records):
+        settings: dict[Cell, list[Record]] = {}
+        for record in records:
+            if record.machine == machine:
+                cell = replace(record.cell, system="", backend="auto", form="auto")
+                settings.setdefault(cell, []).append(record)
+        best: list[Record] = max(settings.values(), key=_size_of_setting)
+        kept += best
+    return kept
+
+
+def _size_of_setting(records: list[Record]) -> tuple[int, int]:
+    """How many systems were measured in it, and how far."""
+    return sum(record.status == "ok" for record in records), records[0].cell.seq_len
 
 
 # ---- exponents
@@ -323,14 +349,18 @@ _PANELS = (
 )
 
 
-def _draw_line(ax: "Axes", record: Record, look: Any, name: str, key: str, scale: float) -> None:
+def _draw_line(
+    ax: "Axes", record: Record, look: Any, line: Any, name: str, key: str, scale: float, several: bool
+) -> None:
+    """One system's line under its exponent, and under its machine where there are several."""
     points = [(point["context"], point[key] / scale) for point in record.contexts if key in point]
     if not points:
         return
     found = exponents(record)[name]
     label = f"{record.cell.system}  {found.value:.2f}" if found else record.cell.system
+    label += f", {record.environment.get('machine')}" * several
     x, y = zip(*points, strict=True)
-    ax.plot(x, y, color=look.colour, marker=look.marker, label=label)
+    ax.plot(x, y, color=look.colour, marker=look.marker, linestyle=line, label=label)
 
 
 def _finish(ax: "Axes", lengths: Sequence[int]) -> None:
@@ -346,3 +376,17 @@ def _finish(ax: "Axes", lengths: Sequence[int]) -> None:
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     if ax.lines:
         ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+EXHIBITS = (
+    Exhibit(
+        "table1",
+        "Table 1: what training, decoding and long sequences cost",
+        "complexity",
+        "retbench complexity",
+        lambda records: tables(main_setting(records)),
+        lambda records: figures(main_setting(records)),
+        overlays=True,
+        systems=tuple(paper_claims()),
+    ),
+)

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from models.catalogue import peer_of
+from models.catalogue import paper_systems, peer_of
 from retbench import options
 from retbench.devices import Device
 from retbench.errors import UsageError
 from retbench.options import Grid
 from retbench.quantities import parse_duration
 from retbench.record import Record
+from retbench.report.exhibit import Exhibit
 from retbench.spec import Cell
 from retbench.specifications import find_specification
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
     from retbench.report.tables import Table
 
+ARCHITECTURES = {"linear-transformer", "lstm", "rwkv", "h3", "hyena"}
+PAPER_MODEL, PAPER_DEVICE = "paper_model", "a100-80gb"  # its records, and the paper's device
 SYSTEMS = "retnet,transformer,transformer-flash,transformer-concat-cache"
 
 Frontier = Annotated[
@@ -82,22 +85,37 @@ def command(
 
 def show_paper_model(out: Path, output_format: str) -> None:
     """Figure 6 as a plan for the paper's size, batch and device, beside its points."""
-    from retbench import plan
-    from retbench.report.figures import figure6_model, save
+    from retbench.predictions import predicted
+    from retbench.report.figures import save
     from retbench.report.paper import inference_paper
-    from retbench.report.paper_model import cells, paper_model_table, points
+    from retbench.report.paper_model import cells
     from retbench.report.tables import Format, render
 
-    paper, device = inference_paper(), find_specification("a100-80gb")
-    asked = cells(paper)
-    predictions, problems = plan.predict(asked)
-    if problems:
-        raise UsageError("; ".join(problems))
-    found = points(asked, predictions, device, paper)
+    records = predicted(PAPER_MODEL, cells(inference_paper()), out)
     fmt = "json" if output_format == "jsonl" else output_format
-    render(paper_model_table(found, device, paper), cast(Format, fmt), sys.stdout)
-    files = save(figure6_model.draw(found, device, paper), out / "reports" / "inference", "figure6-model")
+    render(paper_model_tables(records), cast(Format, fmt), sys.stdout)
+    figures = paper_model_figures(records).items()
+    files = [file for stem, figure in figures for file in save(figure, out / "reports" / PAPER_MODEL, stem)]
     print(f"figures: {', '.join(map(str, files))}", file=sys.stderr)
+
+
+def paper_model_tables(records: Sequence[Record]) -> "list[Table]":
+    """The model's points beside the paper's."""
+    from retbench.report.paper import inference_paper
+    from retbench.report.paper_model import paper_model_table, points
+
+    paper, device = inference_paper(), find_specification(PAPER_DEVICE)
+    return [paper_model_table(points(records, device, paper), device, paper)]
+
+
+def paper_model_figures(records: Sequence[Record]) -> "Mapping[str, Figure]":
+    """The same as lines over the length."""
+    from retbench.report.figures import figure6_model
+    from retbench.report.paper import inference_paper
+    from retbench.report.paper_model import points
+
+    paper, device = inference_paper(), find_specification(PAPER_DEVICE)
+    return {"figure6-model": figure6_model.draw(points(records, device, paper), device, paper)}
 
 
 def frontier_cells(cells: Sequence[Cell], device: Device) -> list[Cell]:
@@ -117,19 +135,108 @@ def frontier_tables(records: Sequence[Record]) -> "list[Table]":
 
 def tables(records: Sequence[Record]) -> "list[Table]":
     """The main table, the headline ratios, those to peers, and the slopes."""
-    from retbench.report.inference_tables import headline_table, inference_table, slope_table
-    from retbench.report.paper import inference_paper
-    from retbench.report.peer_table import peer_tables
-
-    paper = inference_paper()
-    first = [inference_table(records, paper), headline_table(records, paper)]
-    return [*first, *peer_tables(records), slope_table(records)]
+    every, headline, slope = *figure6_tables(records), *figure1_tables(records)
+    return [every, headline, *peer_tables(records), slope]
 
 
 def figures(records: Sequence[Record]) -> "Mapping[str, Figure]":
     """Figure 6 and Figure 1 (left) by file stem."""
-    from retbench.report.figures import figure1, figure6
+    return {**figure6(records), **figure1(records)}
+
+
+def figure6_tables(records: Sequence[Record]) -> "list[Table]":
+    """Every cell."""
+    from retbench.report.inference_tables import inference_table
     from retbench.report.paper import inference_paper
 
-    paper = inference_paper()
-    return {"figure6": figure6.draw(records, paper), "figure1": figure1.draw(records, paper)}
+    return [inference_table(records, inference_paper())]
+
+
+def figure1_tables(records: Sequence[Record]) -> "list[Table]":
+    """The headline ratios, and how TPOT grows over the context."""
+    from retbench.report.inference_tables import headline_table, slope_table
+    from retbench.report.paper import inference_paper
+
+    return [headline_table(records, inference_paper()), slope_table(records)]
+
+
+def peer_tables(records: Sequence[Record]) -> "list[Table]":
+    """Ours / peer, where peers were measured."""
+    from retbench.report.peer_table import peer_tables
+
+    return peer_tables(records)
+
+
+def figure6(records: Sequence[Record]) -> "Mapping[str, Figure]":
+    """Figure 6 of each family."""
+    from retbench.report.figures import figure6
+    from retbench.report.paper import inference_paper
+
+    return {f"figure6{name}": figure6.draw(own, inference_paper()) for name, own in families(records).items()}
+
+
+def figure1(records: Sequence[Record]) -> "Mapping[str, Figure]":
+    """Figure 1 (left) of each family."""
+    from retbench.report.figures import figure1
+    from retbench.report.paper import inference_paper
+
+    return {f"figure1{name}": figure1.draw(own, inference_paper()) for name, own in families(records).items()}
+
+
+def families(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """What one figure has colours for, by the end of its name: Transformers, other architectures and ablations.
+
+    Each stands beside RetNet, the architectures also beside the Transformer; a family without a record has no figure.
+    """
+    ablations = {name for name in paper_systems() if name.startswith("retnet-")}
+    known = {record.cell.system for record in records}
+    first = known - ablations - ARCHITECTURES
+    members = {"": first or known}
+    members |= {"-architectures": {"retnet", "transformer", *ARCHITECTURES}} if first and known & ARCHITECTURES else {}
+    members |= {"-ablations": {"retnet", *ablations}} if first and known & ablations else {}
+    return {name: [one for one in records if one.cell.system in systems] for name, systems in members.items()}
+
+
+EXHIBITS = (
+    Exhibit(
+        "figure6",
+        "Figure 6: memory, throughput and latency of decoding",
+        "inference",
+        "retbench inference --seq-len 1k-8k*2 --batch-size 1,2,4,8",
+        figure6_tables,
+        figure6,
+        overlays=True,
+    ),
+    Exhibit(
+        "figure1",
+        "Figure 1, left: RetNet's advantage in memory, throughput and latency",
+        "inference",
+        "retbench inference",
+        figure1_tables,
+        figure1,
+    ),
+    Exhibit(
+        "peers",
+        "Other projects' models, with our weights",
+        "inference",
+        "retbench inference --peer torchscale --peer transformers-llama",
+        peer_tables,
+        lambda records: {},
+    ),
+    Exhibit(
+        "figure6-model",
+        "Figure 6 predicted in the paper's setting (model, not measured)",
+        PAPER_MODEL,
+        "retbench inference --paper-model",
+        paper_model_tables,
+        paper_model_figures,
+    ),
+    Exhibit(
+        "frontier",
+        "How much fits into the memory",
+        "frontier",
+        "retbench inference --frontier",
+        frontier_tables,
+        lambda records: {},
+    ),
+)

@@ -21,6 +21,7 @@ from retbench.options import Grid
 from retbench.quantities import parse_counts, parse_duration
 from retbench.record import Record
 from retbench.registry import choose
+from retbench.report.exhibit import Exhibit
 from retbench.spec import Cell, Checkpointing, Loss, Training
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def command(
         raise UsageError("--dtype fp16 would need scaled losses; dtypes of training are auto, fp32, bf16")
     size, seq_len = _default_size(chosen) if size == "auto" else size, _default_seq_len(chosen, seq_len)
     shared = Training(tensor_parallel=tensor_parallel, data_parallel=data_parallel, fsdp=fsdp)
-    ranks.check_ranks(shared, nproc, compile_blocks)
+    ranks.check_ranks(shared, shared.ranks if dry_run else nproc, compile_blocks)
     threads = threads or max(1, chosen.default_threads() // shared.ranks)
     grid = Grid(seq_len, batch_size, systems, size, dtype, device, threads, mem_limit, seed, compile=compile_blocks)
     trainings = [
@@ -120,6 +121,19 @@ def tables(records: Sequence[Record]) -> "list[Table]":
 def figures(records: Sequence[Record]) -> "Mapping[str, Figure]":
     """None: the paper has a table."""
     return {}
+
+
+EXHIBITS = (
+    Exhibit(
+        "table4",
+        "Table 4: the cost of training",
+        "training",
+        "retbench training",
+        tables,
+        figures,
+        systems=tuple(SYSTEMS.split(",")),
+    ),
+)
 
 
 def _default_seq_len(device: Device, seq_len: str) -> str:

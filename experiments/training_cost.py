@@ -15,13 +15,31 @@ from models.sizes import SIZES
 from retbench import options
 from retbench.errors import UsageError
 from retbench.quantities import parse_counts
-from retbench.report.training_cost import GPUS, UNITS, Assumptions, Unit, cost_tables, fits, known_costs
+from retbench.record import Record
+from retbench.report.exhibit import Exhibit
+from retbench.report.training_cost import (
+    GPUS,
+    UNITS,
+    Assumptions,
+    Cost,
+    Unit,
+    cost_tables,
+    fits,
+    known_costs,
+    measured_peaks,
+)
 from retbench.spec import MAX_BATCH_SIZE, Cell, Checkpointing, Training
 from retbench.specifications import find_specification
 
 if TYPE_CHECKING:
-    from retbench.plan import Prediction
+    from matplotlib.figure import Figure
 
+    from retbench.plan import Prediction
+    from retbench.report.tables import Table
+
+EXPERIMENT, DEVICE = "training_cost", "a100-80gb"
+# The defaults of the command: those that come nearest to the paper's memory; it states none of them.
+ASSUMED = Assumptions("block", "GiB", 14.0, (4, 2, 2, 2), (1, 1, 2, 4))
 SHALLOW = (2, 3)  # layers that are traced: all else grows by the difference from layer to layer
 
 PerSize = "a number, or one for each of 1.3b, 2.7b, 6.7b, 13b"
@@ -58,16 +76,16 @@ def command(
         _per_size(tensor_parallel, "--tensor-parallel", GPUS),
     )
 
+    from retbench.predictions import predicted
     from retbench.report.figures import save, table4
     from retbench.report.tables import Format, render
 
     kinds = cast(tuple[Checkpointing, ...], get_args(Checkpointing)) if fit else (assumed.checkpointing,)
-    costs = known_costs(_predictions(kinds))
-    device = find_specification("a100-80gb")
-    found = cost_tables(costs, assumed, device, out, fits(costs) if fit else [])
+    costs = costs_of(predicted(EXPERIMENT, cells(kinds), out))
+    found = cost_tables(costs, assumed, find_specification(DEVICE), measured_peaks(out), fits(costs) if fit else [])
     fmt = "json" if output_format == "jsonl" else output_format
     render(found, cast(Format, fmt), sys.stdout)
-    files = save(table4.draw(costs, assumed), out / "reports" / "training", "table4-model")
+    files = save(table4.draw(costs, assumed), out / "reports" / EXPERIMENT, "table4-model")
     print(f"figures: {', '.join(map(str, files))}", file=sys.stderr)
 
 
@@ -87,20 +105,44 @@ def paper_sizes() -> list[str]:
     return list(paper_training()["memory"]["sizes"])
 
 
-def _predictions(kinds: Sequence[Checkpointing]) -> "Mapping[tuple[str, str, Checkpointing], Prediction]":
-    """Parameters, activations of one sequence and operations by system, size and checkpointing."""
-    from retbench import plan
+def cells(kinds: Sequence[Checkpointing]) -> list[Cell]:
+    """What is traced of every row of Table 4: two shallow models for each checkpointing."""
     from retbench.report.training_tables import paper_training
 
     paper = paper_training()
     systems = [name for name in paper["memory"] if name != "sizes"]
     keys = [(system, size, kind) for size in paper_sizes() for system in systems for kind in kinds]
-    cells = [_cell(system, size, kind, layers, paper) for system, size, kind in keys for layers in SHALLOW]
-    predictions, problems = plan.predict(cells)
-    if problems:
-        raise UsageError("; ".join(problems))
-    pairs = zip(predictions[::2], predictions[1::2], strict=True)
-    return {key: _deep(*pair, SIZES[key[1]].n_layers) for key, pair in zip(keys, pairs, strict=True)}
+    return [_cell(system, size, kind, layers, paper) for system, size, kind in keys for layers in SHALLOW]
+
+
+def costs_of(records: Sequence[Record]) -> list[Cost]:
+    """The rows of Table 4 of as many kinds of checkpointing as were traced for all of them."""
+    traced: dict[tuple[str, str, Checkpointing], dict[int, Prediction]] = {}
+    for record in records:
+        cell = record.cell
+        key = (cell.system, cell.size, (cell.training or Training()).checkpointing)
+        traced.setdefault(key, {})[cell.n_layers or 0] = record.predicted
+    deep = {
+        key: _deep(layers[SHALLOW[0]], layers[SHALLOW[1]], SIZES[key[1]].n_layers)
+        for key, layers in traced.items()
+        if set(layers) >= set(SHALLOW)
+    }
+    whole = [kind for kind in get_args(Checkpointing) if {(c.system, c.size, kind) for c in cells([kind])} <= set(deep)]
+    return known_costs({key: found for key, found in deep.items() if key[2] in whole}) if whole else []
+
+
+def tables(records: Sequence[Record]) -> "list[Table]":
+    """Table 4 predicted under the default assumptions."""
+    costs = costs_of(records)
+    return cost_tables(costs, ASSUMED, find_specification(DEVICE), {}, []) if costs else []
+
+
+def figures(records: Sequence[Record]) -> "Mapping[str, Figure]":
+    """The predicted memory as bars."""
+    from retbench.report.figures import table4
+
+    costs = costs_of(records)
+    return {"table4-model": table4.draw(costs, ASSUMED)} if costs else {}
 
 
 def _cell(system: str, size: str, kind: Checkpointing, n_layers: int, paper: Mapping[str, int]) -> Cell:
@@ -114,3 +156,15 @@ def _deep(few: "Prediction", more: "Prediction", n_layers: int) -> "Prediction":
     """Those of all layers: each adds as much as the one before."""
     extra = n_layers - SHALLOW[-1]
     return {name: more[name] + extra * (more[name] - few[name]) for name in more}
+
+
+EXHIBITS = (
+    Exhibit(
+        "table4-model",
+        "Table 4 predicted (model, not measured)",
+        EXPERIMENT,
+        "retbench training-cost",
+        tables,
+        figures,
+    ),
+)

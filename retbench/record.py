@@ -22,6 +22,10 @@ class RecordError(ValueError):
     """A line that is not a record of this schema."""
 
 
+class NewerError(RecordError):
+    """A record of a schema that came after this retbench."""
+
+
 @dataclass(frozen=True)
 class Record:
     """A cell with its status, metrics, raw samples and environment; ``reason`` is set for every status but ok.
@@ -60,6 +64,11 @@ class Record:
         if (self.status == "ok") != (self.reason is None):
             raise RecordError(f"status {self.status} with reason {self.reason!r}: ok has none, the others have one")
 
+    @property
+    def machine(self) -> str:
+        """The folder of results that it belongs to, empty where it does not say."""
+        return str(self.environment.get("machine") or "")
+
     def to_json(self) -> str:
         """One line, without a line break."""
         return json.dumps({**asdict(self), "cell": self.cell.to_dict()}, allow_nan=False)
@@ -81,7 +90,8 @@ def _migrated(data: Data) -> Data:
     """Data of the current version; RecordError for a newer version, or an older one that nothing leads from."""
     while (version := data["schema_version"]) != SCHEMA_VERSION:
         if version not in MIGRATIONS:
-            raise RecordError(f"schema version {version}, this retbench reads {SCHEMA_VERSION}")
+            kind = NewerError if isinstance(version, int) and version > SCHEMA_VERSION else RecordError
+            raise kind(f"schema version {version}, this retbench reads {SCHEMA_VERSION}")
         data = {**MIGRATIONS[version](data), "schema_version": version + 1}
     return data
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from retbench.errors import UsageError
-from retbench.record import Record
+from retbench.record import NewerError, Record
 
 if sys.platform != "win32":
     import fcntl
@@ -25,10 +25,22 @@ class StoreError(UsageError):
 
 @dataclass(frozen=True)
 class Contents:
-    """What a file holds: its records, oldest first, and one line for each thing in it that is not a record."""
+    """What a file holds: its records, oldest first, and one line for each thing in it that is not a record.
+
+    ``newer`` are those of the problems that a newer retbench would read.
+    """
 
     records: tuple[Record, ...] = ()
     problems: tuple[str, ...] = ()
+    newer: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """A line that is no record, and whether that is because it is of a newer schema."""
+
+    text: str
+    newer: bool
 
 
 def results_path(root: Path, machine: str, experiment: str) -> Path:
@@ -69,7 +81,9 @@ class Store:
                 return Contents()
         found = [self._parse(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
         records = tuple(item for item in found if isinstance(item, Record))
-        return Contents(records, tuple(item for item in found if isinstance(item, str)) + moved)
+        problems = tuple(item for item in found if isinstance(item, _Problem))
+        newer = tuple(problem.text for problem in problems if problem.newer)
+        return Contents(records, tuple(problem.text for problem in problems) + moved, newer)
 
     def check_writable(self) -> None:
         """StoreError when a record could not be appended. Leaves nothing behind: for the moment before a sweep."""
@@ -83,12 +97,12 @@ class Store:
             with tempfile.TemporaryFile(dir=folder):  # permission bits say little to root or on a network: try it
                 return
 
-    def _parse(self, number: int, line: bytes) -> Record | str:
+    def _parse(self, number: int, line: bytes) -> "Record | _Problem":
         try:
             return Record.from_json(line.decode())
         except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, not a record, or nested without end
             reason = " ".join(str(error).split())[:200]  # it may quote the line
-            return f"{self.path}:{number}: skipped, {reason}"
+            return _Problem(f"{self.path}:{number}: skipped, {reason}", isinstance(error, NewerError))
 
     def _set_torn_line_aside(self, file: FileIO) -> tuple[str, ...]:
         """Moves the last line to ``<name>.torn`` if it is torn, so that nothing is glued to it and nothing is lost."""

@@ -22,6 +22,7 @@ from retbench.spec import Cell, Dtype, Training
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from retbench.learning.suite import Suite
     from retbench.session import Report
 
 MOST_SEEDS = 100
@@ -92,10 +93,14 @@ def trainable(dtype: Dtype) -> Dtype:
 
 def run(experiment: str, asked: Asked, report: "Report") -> None:
     """Trains what is not trained yet and shows everything; a dry run shows what a step of each system needs."""
+    preset, systems, seeds = asked.setting()
+    run_cells(experiment, preset.cells(systems, seeds), preset, asked, report)
+
+
+def run_cells(experiment: str, cells: Sequence[Cell], preset: Preset, asked: Asked, report: "Report") -> None:
+    """``run`` of some of the cells of a preset."""
     from rich.console import Console
 
-    preset, systems, seeds = asked.setting()
-    cells = preset.cells(systems, seeds)
     console = Console(stderr=True)
     if not asked.dry_run:
         train(experiment, cells, asked, report, console)
@@ -125,14 +130,13 @@ def dry_run(cells: Sequence[Cell], specification: str, output_format: str) -> No
 def _step(cell: Cell) -> Cell:
     training = cell.training or Training()
     shortened = replace(training, grad_accumulation=min(training.grad_accumulation, 2))
-    return replace(cell, workload="train_step", learning=None, seed=0, training=shortened)
+    return replace(cell, workload="train_step", learning=None, recall=None, seed=0, training=shortened)
 
 
 def train(experiment: str, cells: Sequence[Cell], asked: Asked, report: "Report", console: "Console") -> None:
     """Runs the cells and shows their tables and figures."""
     from retbench.learning.material import bound, read_material  # these load numpy
     from retbench.learning.suite import Suite
-    from retbench.session import show
 
     first = cells[0]
     assert first.learning is not None, "a preset's cells learn"
@@ -143,14 +147,21 @@ def train(experiment: str, cells: Sequence[Cell], asked: Asked, report: "Report"
     jobs = threads // first.threads if device.name == "cpu" else 1
     _say(console, _choice(cells))
     suite = Suite(experiment, bound(cells, material), device, material, asked.out, jobs)
+    run_suite(suite, report, asked.fresh, asked.output_format, console)
+
+
+def run_suite(suite: "Suite", report: "Report", fresh: bool, output_format: str, console: "Console") -> None:
+    """Runs what has no record yet and shows the tables and figures of all."""
+    from retbench.session import show
+
     try:
-        records = suite.run(console, asked.fresh)
+        records = suite.run(console, fresh)
     except KeyboardInterrupt:
-        _say(console, f"interrupted: what was trained is in {asked.out / 'runs'}; the same command continues")
+        _say(console, f"interrupted: what was trained is in {suite.out}; the same command continues")
         raise
-    show(report.tables(records), records, asked.output_format)
+    show(report.tables(records), records, output_format)
     _say(console, f"records: {suite.store.path}")
-    draw(experiment, report, records, asked.out, console)
+    draw(suite.experiment, report, records, suite.out, console)
 
 
 def draw(experiment: str, report: "Report", records: Sequence[Record], out: Path, console: "Console") -> None:

@@ -16,7 +16,10 @@ class Exhibit:
     """What a report shows: an experiment's module declares a tuple of these, ``EXHIBITS``.
 
     ``name`` is its anchor and file stem (``figure6``, ``table4``); ``experiment`` the stem of the files of its records,
-    ``command`` what makes them. ``tables`` and ``figures`` draw them, figures by file stem.
+    ``command`` what makes them. ``tables`` and ``figures`` draw them, figures by file stem; both get records of one
+    machine at a time, but figures that ``overlays`` says can hold several. ``sums_up``: it reads the records of every
+    experiment. ``systems`` are the rows of the paper, which the first table begins with: those without a
+    record are told to be not run.
     """
 
     name: str
@@ -25,14 +28,22 @@ class Exhibit:
     command: str
     tables: Callable[[Sequence[Record]], Sequence[Table]]
     figures: Callable[[Sequence[Record]], Mapping[str, "Figure"]]
+    overlays: bool = False
+    sums_up: bool = False
+    systems: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """An exhibit drawn from its records; ``missing`` says why there is nothing, and which command would change that."""
+    """An exhibit drawn from its records; ``missing`` says why there is nothing, and which command would change that.
+
+    ``command`` makes just these records; ``notes`` are what tables and figures do not say themselves.
+    """
 
     exhibit: Exhibit
     records: tuple[Record, ...] = ()
     tables: tuple[Table, ...] = ()
     figures: Mapping[str, "Figure"] = field(default_factory=dict)
     missing: str = ""
+    command: str = ""
+    notes: tuple[str, ...] = ()

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -66,25 +65,32 @@ def rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(name): _plain(str(name), value) for name, value in row.items()} for row in frame.to_dict("records")]
 
 
-def main_setting(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the one setting (machine, device, dtype, threads, weights, size) that holds the headline cell."""
-    return _agreeing(frame, SETTING)
+def main_setting(records: Sequence[Record]) -> list[Record]:
+    """Those of the one setting (machine, device, dtype, threads, weights, size) that holds the headline cell."""
+    return _agreeing(records, SETTING)
 
 
-def headline_group(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the largest length, and there the largest batch, that the challenger was measured at."""
-    return _agreeing(frame, GROUP)
+def headline_group(records: Sequence[Record]) -> list[Record]:
+    """Those of the largest length, and there the largest batch, that the challenger was measured at."""
+    return _agreeing(records, GROUP)
 
 
-def _agreeing(frame: pd.DataFrame, names: list[str]) -> pd.DataFrame:
-    """The rows that agree in ``names`` with the largest cell measured, preferably of the challenger."""
-    measured = frame[frame["tpot_ms"].notna()]
-    pools = (measured[measured["system"] == CHALLENGER], measured, frame)
-    pool = next((pool for pool in pools if len(pool)), frame)
-    if pool.empty:
-        return frame
-    pick = pool.sort_values(["seq_len", "batch_size", "weights_bytes"], kind="stable", na_position="first").iloc[-1]
-    return frame[(frame[names] == pick[names]).all(axis=1)]
+def _agreeing(records: Sequence[Record], names: Sequence[str]) -> list[Record]:
+    """Those that agree in ``names`` with the largest cell measured, of the challenger if it was, the last of equals."""
+    measured = [record for record in records if record.metrics.get("tpot_ms") is not None]
+    pools = ([record for record in measured if record.cell.system == CHALLENGER], measured, records)
+    pool = next((pool for pool in pools if pool), [])
+    wanted = [_facts(one, names) for one in sorted(pool, key=_extent)[-1:]]
+    return [record for record in records if _facts(record, names) in wanted]
+
+
+def _extent(record: Record) -> tuple[int, int, float]:
+    return record.cell.seq_len, record.cell.batch_size, record.metrics.get("weights_bytes") or 0
+
+
+def _facts(record: Record, names: Sequence[str]) -> list[object]:
+    """Fields of the cell, and the machine."""
+    return [record.machine if name == "machine" else getattr(record.cell, name) for name in names]
 
 
 def _row(record: Record) -> dict[str, Any]:
@@ -94,11 +100,11 @@ def _row(record: Record) -> dict[str, Any]:
     return {
         **metrics,
         **{name: value for name, value in predicted.items() if metrics[name] is None},
-        **asdict(record.cell),
+        **vars(record.cell),
         "status": record.status,
         "reason": record.reason,
         "created_at": record.created_at,
-        "machine": record.environment.get("machine") or "",
+        "machine": record.machine,
         "samples": len(record.samples.get("step_ns", [])),
         "step_bytes_mean": mean_over_positions(record, "step_bytes"),
     }

@@ -3,12 +3,14 @@
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from statistics import median
 
 from retbench.statistics import Interval, slope_interval
 
 TAIL = 4  # lengths that an exponent is fitted to, the longest ones
 NEGLIGIBLE = 0.01  # of the growth: a quadratic term below it is none
 BEYOND_LINEAR = 1.5  # exponent from which what is not linear is quadratic; N log N leaves a linear rest
+STEEPEST = 2.5  # exponent of bytes from which on they jump rather than grow: no part of a model is that steep
 CONSTANT = 0.25  # of the value at the shortest length: what changes less over all lengths is called constant
 
 Groups = Sequence[Sequence[float]]
@@ -40,18 +42,23 @@ def added_time_growth(points: Mapping[int, Groups]) -> Interval | None:
         return Interval(0.0, 0.0, 0.0)
     if slope.low < CONSTANT * floor:
         return None
-    middle = sorted(value for group in points[shortest] for value in group)
-    base = middle[len(middle) // 2]
-    added = {n: [[value - base for value in group if value > base] for group in points[n]] for n in longer}
     # The base holds what its own length adds, so that what is left grows with the distance from it.
-    return time_growth({n - shortest: kept for n, groups in added.items() if (kept := [g for g in groups if g])})
+    distances = [length - shortest for length in longer[-TAIL:]]
+    visits = zip(*(map(median, points[length]) for length in (shortest, *longer[-TAIL:])), strict=False)
+    added = [[time - base for time in times] for base, *times in visits if min(times) > base]
+    if not added:
+        return None
+    return time_growth(
+        {distance: [[time] for time in times] for distance, *times in zip(distances, *added, strict=True)}
+    )
 
 
 def byte_growth(points: Mapping[int, int]) -> Interval | None:
     """The exponent of the fastest-growing term of exact bytes at lengths that double, between its last two estimates.
 
     Differences between neighbours remove the constant term and differences of these the linear one, so the weights and
-    the linear part of a quadratic total do not blur the result. None with fewer than four lengths, or too short ones.
+    the linear part of a quadratic total do not blur the result. None with fewer than four lengths, or too short ones,
+    and where a length takes another way than those before it.
     """
     lengths = sorted(points)[-TAIL - 1 :]
     if len(lengths) < TAIL:
@@ -62,7 +69,7 @@ def byte_growth(points: Mapping[int, int]) -> Interval | None:
     beyond_linear = [after - 2 * before for before, after in pairwise(steps)]
     quadratic = _exponents(beyond_linear)
     if quadratic and quadratic[-1] > BEYOND_LINEAR and beyond_linear[-1] > NEGLIGIBLE * steps[-1]:
-        return _last_two(quadratic)
+        return _last_two(quadratic) if quadratic[-1] < STEEPEST else None
     found = _last_two(_exponents(steps))
     return found if found and found.low >= 0 else None  # steps that shrink: what grows fastest is not to be seen yet
 

@@ -26,15 +26,16 @@ def inference_table(records: Sequence[Record], paper: Paper) -> Table:
     """Every cell: TTFT, TPOT, tokens/s, peak memory and its ratios; a cell without a number shows its status."""
     frame = to_frame(records)
     frame = frame.sort_values([*SETTING, "seq_len", "batch_size"], key=_in_order)
+    body = rows(frame)
     makers = _cell_columns(frame) + _measured_columns(frame) + _ratio_columns(paper) + _data_columns()
     return Table(
         name="inference",
         title="Inference, cell by cell",
         columns=tuple(column for column, _ in makers),
-        rows=tuple(tuple(make(row) for _, make in makers) for row in rows(frame)),
+        rows=tuple(tuple(make(row) for _, make in makers) for row in body),
         footnotes=(
-            *(*_definitions(paper), *_failures(rows(frame)), *_plain_steps(rows(frame))),
-            *(*_quantized(rows(frame)), *_conditions(records)),
+            *(*_definitions(paper), *_failures(body), *_plain_steps(body)),
+            *(*_quantized(body), *_conditions(records)),
         ),
         section=tuple(column.name for column, _ in makers if column.name in _section(frame)),
     )
@@ -42,7 +43,7 @@ def inference_table(records: Sequence[Record], paper: Paper) -> Table:
 
 def headline_table(records: Sequence[Record], paper: Paper) -> Table:
     """RetNet's advantage in memory, throughput and latency at the largest length and batch measured."""
-    group = rows(headline_group(to_frame(records)))
+    group = rows(to_frame(headline_group(records)))
     found = [row for row in group if row["system"] == CHALLENGER]
     if not found:
         return Table("headline", "RetNet against Transformers", (), (), (f"{CHALLENGER} was not measured",))
@@ -72,7 +73,7 @@ def headline_table(records: Sequence[Record], paper: Paper) -> Table:
 
 def slope_table(records: Sequence[Record]) -> Table:
     """How much TPOT grows per 1024 tokens of context, a row for each system at the headline's length and batch."""
-    group = rows(headline_group(to_frame(records)))
+    group = rows(to_frame(headline_group(records)))
     name = "tpot_slope_ms_per_1k_tokens"
     body = []
     for row in group:

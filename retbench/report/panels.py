@@ -14,20 +14,28 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from retbench.report.frame import BASELINE, CHALLENGER
 from retbench.report.numbers import length, significant
 from retbench.report.paper import Curve
-from retbench.report.style import INK, PAPER, Look, plain
+from retbench.report.style import INK, PAPER, Look, named
 
 DASHES, DOTS = (0, (4, 2)), (0, (1, 1.5))
+MACHINES: tuple[Any, ...] = ("-", (0, (5, 1, 1, 1)), (0, (5, 1, 1, 1, 1, 1)), (0, (8, 1.5)))
 HOLLOW: dict[str, Any] = {"markerfacecolor": "white", "markeredgewidth": 0.8, "linewidth": 0.8}
 Value = tuple[float, float, float]  # a number with the ends of its interval
 
 
 @dataclass(frozen=True)
 class Line:
-    """One system's measured points, by x, and the statuses of those that failed, by x."""
+    """One system's measured points on a machine, by x, and the statuses of those that failed, by x."""
 
     system: str
     points: dict[int, Value]
     failed: dict[int, str]
+    machine: str = ""
+    size: str = ""
+
+    @property
+    def label(self) -> str:
+        """Whose line it is, for readers of the figure that are programs; the underscore keeps it out of legends."""
+        return "_" + ", ".join(name for name in (self.system, self.size, self.machine) if name)
 
     def at(self, x: float) -> float | None:
         """The value at ``x``, interpolated between measured points, None outside of them."""
@@ -69,14 +77,15 @@ class Panel:
         return None
 
 
-def draw_panel(ax: Axes, panel: Panel, look: dict[str, Look]) -> bool:
+def draw_panel(ax: Axes, panel: Panel, look: dict[str, Look], machines: Sequence[str] = ("",)) -> bool:
     """Draw the measured lines, the failures and the paper's points; says whether the paper had points to draw."""
     ax.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)
     for place, line in enumerate(panel.lines):
         # Lines often coincide (three Transformers, one memory): each is thinner than the one that it covers.
-        _draw_line(ax, line, look[line.system], 2.2 - 1.2 * place / max(len(panel.lines) - 1, 1))
+        style = machine_line(machines.index(line.machine))
+        _draw_line(ax, line, look[line.system], 2.2 - 1.2 * place / max(len(panel.lines) - 1, 1), style)
     if panel.level is not None:
-        ax.axhline(panel.level, color=INK, linewidth=0.8, linestyle=DASHES, zorder=1)
+        ax.axhline(panel.level, color=INK, linewidth=0.8, linestyle=DASHES, zorder=1, label="_model weights")
     _x_axis(ax, panel)
     theirs = _paper_points(panel)
     limits = _y_limits(panel, [y for _, points in theirs for _, y in points])
@@ -89,12 +98,12 @@ def draw_panel(ax: Axes, panel: Panel, look: dict[str, Look]) -> bool:
     return bool(theirs)
 
 
-def _draw_line(ax: Axes, line: Line, look: Look, linewidth: float) -> None:
+def _draw_line(ax: Axes, line: Line, look: Look, linewidth: float, style: Any) -> None:
     x = sorted(line.points)
     y, low, high = (np.array([line.points[at][side] for at in x]) for side in range(3))
     errors = np.clip(np.stack([y - low, high - y]), 0, None) if x else None
     ax.errorbar(x, y, yerr=errors, color=look.colour, marker=look.marker, linewidth=linewidth,
-                markersize=2.5 + linewidth, elinewidth=0.8, zorder=3)  # fmt: skip
+                linestyle=style, markersize=2.5 + linewidth, elinewidth=0.8, zorder=3, label=line.label)  # fmt: skip
 
 
 def _draw_failures(ax: Axes, lines: Sequence[Line], look: dict[str, Look]) -> None:
@@ -105,7 +114,8 @@ def _draw_failures(ax: Axes, lines: Sequence[Line], look: dict[str, Look]) -> No
             place = stacked[x] = stacked.get(x, -1) + 1
             ax.annotate(f"× {status}", (x, 1), (0, -1 - 7.5 * place), xycoords=("data", "axes fraction"),
                         textcoords="offset points", ha="right" if x == max(ax.get_xticks()) else "center", va="top",
-                        color=look[line.system].colour, fontsize=6.5, fontweight="bold", zorder=5)  # fmt: skip
+                        color=look[line.system].colour, fontsize=6.5, fontweight="bold", zorder=5,
+                        label=line.label)  # fmt: skip
 
 
 def _paper_points(panel: Panel) -> list[tuple[str, list[tuple[int, float]]]]:
@@ -132,9 +142,8 @@ def _draw_paper(
     scale = panel.scale or 1.0
     for system, points in theirs:
         x, y = zip(*points, strict=True)
-        ax.plot(
-            x, y, color=look[system].colour, marker=look[system].marker, linestyle=DOTS, alpha=0.45, zorder=2, **HOLLOW
-        )
+        ax.plot(x, y, color=look[system].colour, marker=look[system].marker, linestyle=DOTS, alpha=0.45, zorder=2,
+                label=f"_{system}, paper", **HOLLOW)  # fmt: skip
     right = ax.twinx()
     right.grid(False)
     right.spines["right"].set(visible=True, color=PAPER)
@@ -188,15 +197,36 @@ def _y_axis(ax: Axes, limits: tuple[float, float], log: bool) -> None:
     ax.set_ylim(*limits)
 
 
-def legend(figure: Figure, panels: Sequence[Panel], look: dict[str, Look], with_paper: bool, narrow: bool) -> None:
+def machine_line(place: int) -> Any:
+    """The line of a machine: solid, then dots and dashes of their own; plain dashes are a model's."""
+    return MACHINES[place % len(MACHINES)]
+
+
+def machine_handles(machines: Sequence[str]) -> list[Line2D]:
+    """What the legend says of several machines; nothing of one."""
+    lines = [
+        Line2D([], [], color=INK, linestyle=machine_line(at), label=named(name)) for at, name in enumerate(machines)
+    ]
+    return lines if len(machines) > 1 else []
+
+
+def legend(
+    figure: Figure,
+    panels: Sequence[Panel],
+    look: dict[str, Look],
+    with_paper: bool,
+    narrow: bool,
+    machines: Sequence[str] = (),
+) -> None:
     """One legend for all panels, above them."""
     systems = dict.fromkeys(line.system for panel in panels for line in panel.lines)
     handles = [
-        Line2D([], [], color=look[system].colour, marker=look[system].marker, label=plain(system)) for system in systems
+        Line2D([], [], color=look[system].colour, marker=look[system].marker, label=named(system)) for system in systems
     ]
     if any(panel.level for panel in panels):
         handles.append(Line2D([], [], color=INK, linewidth=0.8, linestyle=DASHES, label="model weights"))
     if with_paper:
         handles.append(Line2D([], [], color=PAPER, linestyle=DOTS, marker="o", label="paper (right axis)", **HOLLOW))
+    handles += machine_handles(machines)
     columns = 2 if narrow else len(handles) if len(handles) <= 6 else 4
     figure.legend(handles=handles, loc="outside upper left", ncols=columns, columnspacing=1.0, borderaxespad=0.2)

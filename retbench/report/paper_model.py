@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from retbench.record import Record
 from retbench.report.numbers import ABSENT, length, significant
 from retbench.report.paper import Paper
 from retbench.report.tables import Column, Entry, Table
@@ -43,11 +44,9 @@ def cells(paper: Paper) -> list[Cell]:
     ]
 
 
-def points(
-    asked: Sequence[Cell], predictions: Sequence[Mapping[str, int]], device: Specification, paper: Paper
-) -> list[Point]:
-    """The model's points, in the order of the cells."""
-    return [_point(cell, predicted, device, paper) for cell, predicted in zip(asked, predictions, strict=True)]
+def points(records: Sequence[Record], device: Specification, paper: Paper) -> list[Point]:
+    """The model's points, in the order of the records, which hold predictions."""
+    return [_point(record.cell, record.predicted, device, paper) for record in records]
 
 
 def _point(cell: Cell, predicted: Mapping[str, int], device: Specification, paper: Paper) -> Point:

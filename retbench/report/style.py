@@ -8,6 +8,7 @@ from typing import Any
 
 COLUMN_WIDTH = 3.4  # inches, of a column of a two-column page
 PAGE_WIDTH = 7.0  # inches, of a page
+NAME_LENGTH = 40  # characters
 
 INK = "#333333"
 PAPER = "#707070"  # whatever is not ours: the paper's axes and captions
@@ -66,14 +67,14 @@ KNOWN = {
     "transformer-concat-cache": Look("#000000", "D"),
     "linear-transformer": Look("#009E73", "v"),
     "lstm": Look("#E69F00", "8"),
+    "rwkv": Look("#CC79A7", "d"),
+    "h3": Look("#882255", "X"),
+    "hyena": Look("#999933", "*"),
     "retnet-no-gate": Look("#CC79A7", "<"),
     "retnet-no-groupnorm": Look("#332288", ">"),
     "retnet-no-decay": Look("#882255", "h"),
     "retnet-no-multiscale": Look("#999933", "p"),
     "retnet-small-heads": Look("#E69F00", "*"),
-    "h3": Look("#882255", "X"),
-    "hyena": Look("#999933", "*"),
-    "rwkv": Look("#CC79A7", "d"),
     # A peer has the colour of its twin; what differs is the marker.
     "retnet-torchscale": Look("#E69F00", "v"),
     "torchscale": Look("#E69F00", "P"),
@@ -98,11 +99,22 @@ def looks(systems: Iterable[str]) -> dict[str, Look]:
     return chosen
 
 
+def place(system: str) -> tuple[int, str]:
+    """Where a system stands among others: the main ones in the order above, the rest by name."""
+    return list(KNOWN).index(system) if system in KNOWN else len(KNOWN), system
+
+
 def styled() -> AbstractContextManager[None]:
     """Within it matplotlib draws and saves in our style; outside, nothing is changed."""
     import matplotlib
 
     return matplotlib.rc_context(_RC)
+
+
+def named(text: str) -> str:
+    """The name of a system or machine as figures have room for it."""
+    line = " ".join(text.split())
+    return plain(line if len(line) <= NAME_LENGTH else f"{line[: NAME_LENGTH - 3]}...")
 
 
 def plain(text: str) -> str:

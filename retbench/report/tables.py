@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from io import StringIO
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TextIO
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -19,6 +19,7 @@ Detail = Literal["terminal", "page", "data"]
 Justify = Literal["left", "right"]
 Value = str | int | float | bool | None
 
+_MARKUP = re.compile(r"([\\|`*_<>\[\]])")
 PLAIN_WIDTH = 80  # of the table format where there is no terminal to ask
 UNBOUNDED = 10_000  # columns of the canvas: what is wider than the terminal shall run over, not be squeezed or cut
 
@@ -38,8 +39,7 @@ class Column:
     detail: Detail = "terminal"
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """A raw value for csv and json, the words that people read, and whether they tell of a failure."""
 
     value: Value
@@ -108,18 +108,18 @@ def to_csv(table: Table) -> str:
 
 def to_markdown(tables: Sequence[Table]) -> str:
     """Full-width tables in words; a footnote that several tables share stands under the first."""
-    return "\n".join(_markdown(table) for table in _without_repeats(tables))
+    return "\n".join(_markdown(table) for table in without_repeats(tables))
 
 
 def _markdown(table: Table) -> str:
     shown = table.shown("terminal", "page")
-    heads = [_one_line(table.columns[at].header.replace("-\n", "-")) for at in shown]
+    heads = [one_line(table.columns[at].header.replace("-\n", "-")) for at in shown]
     rule = ["---:" if table.columns[at].justify == "right" else ":---" for at in shown]
-    body = [[_escaped(row[at].text) for at in shown] for row in table.rows]
-    lines = [f"### {_escaped(table.title)}", ""]
+    body = [[markdown_text(row[at].text) for at in shown] for row in table.rows]
+    lines = [f"### {markdown_text(table.title)}", ""]
     if body:
-        lines += [f"| {' | '.join(cells)} |" for cells in ([_escaped(head) for head in heads], rule, *body)] + [""]
-    return "\n".join([*lines, *(f"- {_escaped(note)}" for note in table.footnotes), ""])
+        lines += [f"| {' | '.join(cells)} |" for cells in ([markdown_text(head) for head in heads], rule, *body)] + [""]
+    return "\n".join([*lines, *(f"- {markdown_text(note)}" for note in table.footnotes), ""])
 
 
 def to_rich(table: Table, width: int) -> "RenderableType":
@@ -128,7 +128,7 @@ def to_rich(table: Table, width: int) -> "RenderableType":
     from rich.text import Text
 
     shown = _fitting(table, width)
-    parts: list[RenderableType] = [Text(_one_line(table.title), style="bold")]
+    parts: list[RenderableType] = [Text(one_line(table.title), style="bold")]
     if table.rows:
         widths = _widths(table, shown, width)
         parts.append(_header(table, shown, widths))
@@ -169,7 +169,7 @@ def _sections(table: Table) -> list[tuple[str, list[tuple[Entry, ...]]]]:
     keys = [at for at, column in enumerate(table.columns) if column.name in table.section]
     found: list[tuple[str, list[tuple[Entry, ...]]]] = []
     for row in table.rows:
-        heading = _one_line(", ".join(f"{table.columns[at].header} {row[at].text}" for at in keys))
+        heading = one_line(", ".join(f"{table.columns[at].header} {row[at].text}" for at in keys))
         if not found or found[-1][0] != heading:
             found.append((heading, []))
         found[-1][1].append(row)
@@ -187,7 +187,7 @@ def _fitting(table: Table, width: int) -> list[int]:
 
 def _natural_widths(table: Table, shown: list[int]) -> list[int]:
     words = [[*table.columns[at].header.split("\n"), *(row[at].text for row in table.rows)] for at in shown]
-    return [max(len(_one_line(word)) for word in column) for column in words]
+    return [max(len(one_line(word)) for word in column) for column in words]
 
 
 def _widths(table: Table, shown: list[int], width: int) -> list[int]:
@@ -204,11 +204,11 @@ def _total(widths: list[int]) -> int:
 
 
 def _folded(text: str, width: int) -> list[str]:
-    return textwrap.wrap(_one_line(text), max(width, 1), break_on_hyphens=True) or [""]
+    return textwrap.wrap(one_line(text), max(width, 1), break_on_hyphens=True) or [""]
 
 
 def _wrapped(note: str, width: int) -> list[str]:
-    return textwrap.wrap(_one_line(note), width, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False)
+    return textwrap.wrap(one_line(note), width, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False)
 
 
 def _print(tables: list[Table], file: TextIO, width: int | None) -> None:
@@ -220,7 +220,7 @@ def _print(tables: list[Table], file: TextIO, width: int | None) -> None:
     asked = width or (Console(file=file).width if terminal else PLAIN_WIDTH)
     colours: Literal["auto"] | None = "auto" if terminal else None
     console = Console(file=canvas, width=UNBOUNDED, force_terminal=terminal, color_system=colours, highlight=False)
-    for place, table in enumerate(_without_repeats(tables)):
+    for place, table in enumerate(without_repeats(tables)):
         console.print(*([""] if place else []), to_rich(table, asked), sep="\n")
     lines = [line.rstrip() for line in canvas.getvalue().splitlines()]
     encoding = getattr(file, "encoding", None) or "utf-8"
@@ -228,7 +228,7 @@ def _print(tables: list[Table], file: TextIO, width: int | None) -> None:
     file.write("\n".join([*lines, ""]).encode(encoding, "replace").decode(encoding))
 
 
-def _without_repeats(tables: Sequence[Table]) -> list[Table]:
+def without_repeats(tables: Sequence[Table]) -> list[Table]:
     """The tables, each footnote only where it comes first."""
     said: set[str] = set()
     kept = []
@@ -238,21 +238,26 @@ def _without_repeats(tables: Sequence[Table]) -> list[Table]:
     return kept
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     """Without line breaks and without the control characters that would steer a terminal."""
+    if text.isprintable() and "  " not in text:
+        return text.strip()
     return "".join(sign if sign.isprintable() else " " for sign in " ".join(text.split()))
 
 
-def _escaped(text: str) -> str:
+def markdown_text(text: str) -> str:
     """Safe inside a Markdown table: one line, no cell borders, no markup of its own."""
-    return re.sub(r"([\\|`*_<>\[\]])", r"\\\1", _one_line(text))
+    return _MARKUP.sub(r"\\\1", one_line(text))
 
 
 def _inert(value: Value) -> Value:
-    """Words on one line, with an apostrophe in front of what begins like a formula; numbers stay numbers."""
+    """Words on one line, with an apostrophe in front of what begins like a formula; numbers stay numbers.
+
+    Of twelve digits, so that a report is the same on every machine: what is behind them differs between processors.
+    """
     if not isinstance(value, str):
-        return value
-    line = _one_line(value)
+        return float(f"{value:.12g}") if isinstance(value, float) else value
+    line = one_line(value)
     return f"'{line}" if line.startswith(("=", "+", "-", "@")) else line
 
 

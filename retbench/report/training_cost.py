@@ -119,10 +119,15 @@ def _best(costs: Sequence[Cost], place: int, kind: Checkpointing, unit: Unit, st
 
 
 def cost_tables(
-    costs: Sequence[Cost], assumed: Assumptions, device: Specification, out: Path, best: Sequence[Assumptions]
+    costs: Sequence[Cost],
+    assumed: Assumptions,
+    device: Specification,
+    peaks: Mapping[tuple[str, str, int], int],
+    best: Sequence[Assumptions],
 ) -> list[Table]:
-    """Table 4 beside the model, and the nearest assumptions where they were searched for."""
-    measured = _measured(out, costs)
+    """Table 4 beside the model and ``measured_peaks``, and the nearest assumptions where they were searched for."""
+    own = {(cost.system, cost.size): peaks.get((cost.system, cost.size, cost.seq_len)) for cost in costs}
+    measured = {row: peak for row, peak in own.items() if peak is not None}
     columns = (
         Column("size", "size", justify="left"),
         Column("system", "system", justify="left"),
@@ -175,19 +180,16 @@ def _row(
     )
 
 
-def _measured(out: Path, costs: Sequence[Cost]) -> dict[tuple[str, str], int]:
-    """Peaks that were measured on a CUDA device here, the last of each system and size at the paper's length."""
+def measured_peaks(out: Path) -> dict[tuple[str, str, int], int]:
+    """Peaks that were measured on a CUDA device here, the last of each system, size and length."""
     records: list[Record] = []
     for path in sorted((out / "results").glob("*/training.jsonl")):
         records += Store(path).read().records
-    wanted = {(cost.system, cost.size) for cost in costs}
-    found = {}
-    for record in records:
-        key = (record.cell.system, record.cell.size)
-        same = record.status == "ok" and record.cell.device == "cuda" and record.cell.seq_len == costs[0].seq_len
-        if same and key in wanted:
-            found[key] = int(record.metrics["peak_memory_bytes"])
-    return found
+    return {
+        (record.cell.system, record.cell.size, record.cell.seq_len): int(record.metrics["peak_memory_bytes"])
+        for record in records
+        if record.status == "ok" and record.cell.device == "cuda"
+    }
 
 
 def _fit_table(costs: Sequence[Cost], best: Sequence[Assumptions]) -> Table:

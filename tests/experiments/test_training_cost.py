@@ -56,9 +56,9 @@ def test_the_papers_numbers_are_those_of_the_file() -> None:
     assert found["transformer", "1.3b"] == (74.8, 10832.4)
 
 
-def test_the_text_says_what_cannot_be_identified_and_states_every_assumption(tmp_path: Path) -> None:
+def test_the_text_says_what_cannot_be_identified_and_states_every_assumption() -> None:
     costs = made_by(ASSUMED)
-    first, second = cost_tables(costs, ASSUMED, A100, tmp_path, [ASSUMED])
+    first, second = cost_tables(costs, ASSUMED, A100, {}, [ASSUMED])
 
     notes = " ".join(first.footnotes)
     for words in ("cannot be identified", "batch 4 2 2 1", "tensor parallel 1 1 2 8", "16 bytes", "block", "model"):
@@ -92,4 +92,4 @@ def test_the_defaults_come_within_a_sixth_of_every_memory_of_the_paper(tmp_path:
     assert done.returncode == 0, done.stderr
     assert len(errors) == 12
     assert max(map(abs, errors)) < 1 / 6
-    assert (tmp_path / "reports" / "training" / "table4-model.png").exists()
+    assert (tmp_path / "reports" / "training_cost" / "table4-model.png").exists()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from retbench import plan
+from retbench.predictions import predicted
 from retbench.report.figures import figure6_model
 from retbench.report.paper import inference_paper
 from retbench.report.paper_model import Point, cells, paper_model_table, points
@@ -12,11 +12,8 @@ PAPER, A100 = inference_paper(), find_specification("a100-80gb")
 
 
 @pytest.fixture(scope="module")
-def found() -> list[Point]:
-    asked = cells(PAPER)
-    predictions, problems = plan.predict(asked)
-    assert problems == []
-    return points(asked, predictions, A100, PAPER)
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[Point]:
+    return points(predicted("paper_model", cells(PAPER), tmp_path_factory.mktemp("out")), A100, PAPER)
 
 
 def test_memory_is_within_half_a_percent_of_the_papers_transformer_and_two_of_its_retnet(found: list[Point]) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from models.catalogue import paper_systems, peers
-from retbench.report.style import KNOWN, looks, plain
+from retbench.report.style import KNOWN, looks, named, plain
 
 
 def test_known_systems_look_the_same_in_every_company() -> None:
@@ -43,3 +43,4 @@ def test_a_peer_has_the_colour_of_its_twin_and_a_marker_of_its_own() -> None:
 
 def test_text_of_records_is_no_formula() -> None:
     assert plain("a $x$\nb") == r"a \$x\$ b"
+    assert named("x" * 90) == "x" * 37 + "..."

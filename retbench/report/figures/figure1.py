@@ -8,11 +8,11 @@ from matplotlib.figure import Figure
 
 from retbench.record import Record
 from retbench.report.conditions import hardware_words
-from retbench.report.frame import BASELINE, CHALLENGER, headline_group, to_frame
+from retbench.report.frame import BASELINE, CHALLENGER, TRANSFORMERS, headline_group
 from retbench.report.layout import caption, is_column
 from retbench.report.numbers import memory_unit, ratio, significant
 from retbench.report.paper import Paper, Quantity
-from retbench.report.style import COLUMN_WIDTH, PAPER, Look, looks, plain, styled
+from retbench.report.style import COLUMN_WIDTH, PAPER, Look, looks, named, styled
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class Panel:
 
     @property
     def ghost(self) -> float | None:
-        """Where the Transformer would be if RetNet's advantage were the paper's."""
-        if not self.ours:
+        """Where the Transformer would be if RetNet's advantage were the paper's; None without a Transformer."""
+        if not self.ours or not any(bar.system.startswith(TRANSFORMERS) for bar in self.bars):
             return None
         return self.ours / self.theirs if self.more_is_better else self.ours * self.theirs
 
@@ -62,7 +62,7 @@ def draw(records: Sequence[Record], paper: Paper, width: float = COLUMN_WIDTH) -
     """
     if not records:
         raise ValueError("no records to draw")
-    shown = [records[at] for at in headline_group(to_frame(records)).index]
+    shown = headline_group(records)
     panels = _panels(shown, paper)
     look = looks(record.cell.system for record in shown)
     with styled():
@@ -94,7 +94,7 @@ def _panels(records: Sequence[Record], paper: Paper) -> list[Panel]:
 def _bar(record: Record, metric: str, scale: float) -> Bar:
     value, low, high = (record.metrics.get(f"{metric}{end}") for end in ("", "_low", "_high"))
     status = record.status if record.status != "ok" else "not measured"
-    name = plain(record.cell.system)
+    name = named(record.cell.system)
     if not value:
         return Bar(name, record.cell.system, None, status=status)
     return Bar(name, record.cell.system, value / scale, low and low / scale, high and high / scale)
@@ -105,7 +105,7 @@ def _draw_panel(ax: Axes, panel: Panel, look: dict[str, Look]) -> None:
     ax.set_title(panel.title)
     for place, bar in enumerate(panel.bars):
         colour = look[bar.system].colour
-        ax.barh(place, bar.value or 0, height=0.7, color=colour)
+        ax.barh(place, bar.value or 0, height=0.7, color=colour, label=f"_{bar.system}")
         if bar.value is not None and bar.low and bar.high:
             ends = [[max(bar.value - bar.low, 0)], [max(bar.high - bar.value, 0)]]
             ax.errorbar([bar.value], [place], xerr=ends, color=PAPER, elinewidth=0.8)
@@ -114,7 +114,7 @@ def _draw_panel(ax: Axes, panel: Panel, look: dict[str, Look]) -> None:
     if panel.ghost:
         names.append("by the paper's ratio")
         ax.barh(len(panel.bars), panel.ghost, height=0.7, facecolor="none", edgecolor=PAPER, linestyle=(0, (3, 2)),
-                linewidth=0.8)  # fmt: skip
+                linewidth=0.8, label=f"_{BASELINE}, paper")  # fmt: skip
         _label(ax, len(panel.bars), panel.ghost, "", f"{panel.theirs:g}×", PAPER)
     ax.set_yticks(range(len(names)), names)
     ax.set_ylim(len(names) - 0.5, -0.6)

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from retbench.record import Record
 from retbench.report.conditions import hardware_words
-from retbench.report.frame import BASELINE, CHALLENGER, main_setting, to_frame
+from retbench.report.frame import BASELINE, CHALLENGER, main_setting
 from retbench.report.layout import caption, is_column
 from retbench.report.numbers import length, memory_unit
 from retbench.report.panels import Line, Panel, Value, draw_panel, legend
@@ -20,12 +20,14 @@ Point = dict[str, Any]
 def draw(records: Sequence[Record], paper: Paper, width: float = COLUMN_WIDTH) -> Figure:
     """The three panels, stacked in a column, side by side on a page; ``width`` in inches.
 
-    Shows one setting (machine, device, dtype, threads, size), that of the largest cell measured.
+    Shows one setting (device, dtype, threads, size) of each machine, that of the largest cell measured there.
     Raises ValueError without records.
     """
     if not records:
         raise ValueError("no records to draw")
-    shown = [records[at] for at in main_setting(to_frame(records)).index]
+    machines = list(dict.fromkeys(record.machine for record in records))
+    parts = [[record for record in records if record.machine == machine] for machine in machines]
+    shown = [record for own in parts for record in main_setting(own)]
     batch = _largest(shown, lambda record: record.cell.batch_size)
     longest = _largest(shown, lambda record: record.cell.seq_len)
     one_batch = [record for record in shown if record.cell.batch_size == batch]
@@ -35,8 +37,8 @@ def draw(records: Sequence[Record], paper: Paper, width: float = COLUMN_WIDTH) -
         figure = Figure(figsize=(width, 6.3 if is_column(width) else 2.75), layout="constrained")
         axes = figure.subplots(3, 1) if is_column(width) else figure.subplots(1, 3)
         look = looks(record.cell.system for record in shown)
-        drawn = [draw_panel(ax, panel, look) for ax, panel in zip(axes, panels, strict=True)]
-        legend(figure, panels, look, any(drawn), is_column(width))
+        drawn = [draw_panel(ax, panel, look, machines) for ax, panel in zip(axes, panels, strict=True)]
+        legend(figure, panels, look, any(drawn), is_column(width), machines)
         caption(figure, _words(shown, len(shown) < len(records), batch, longest, paper, drawn), width)
     return figure
 
@@ -84,10 +86,10 @@ def _latency(records: Sequence[Record], paper: Paper, longest: int) -> Panel:
     retnet = panel.curve(CHALLENGER)
     at = f" at {length(theirs[0].seq_len)}" if theirs and theirs[0].seq_len not in (None, longest) else ""
     lines = []
-    for system, own in _by_system(records).items():
+    for system, machine, own in _series(records):
         found = {record.cell.batch_size: _tpot(record.metrics) for record in own}
         failed = {record.cell.batch_size: _failure(record) for record in own if not found[record.cell.batch_size]}
-        lines.append(Line(system, {x: times for x, times in found.items() if times}, failed))
+        lines.append(Line(system, {x: times for x, times in found.items() if times}, failed, machine, own[0].cell.size))
     return Panel(
         "(c) latency of a token (TPOT)",
         "batch size",
@@ -102,7 +104,7 @@ def _latency(records: Sequence[Record], paper: Paper, longest: int) -> Panel:
 def _over_length(records: Sequence[Record], value: Callable[[Record, Point], Value | None]) -> list[Line]:
     """A line for each system through all depths of all its cells; at a depth that is a cell's length that cell wins."""
     lines = []
-    for system, own in _by_system(records).items():
+    for system, machine, own in _series(records):
         points: dict[int, Value] = {}
         for record in own:
             for point in _depths(record):
@@ -110,7 +112,7 @@ def _over_length(records: Sequence[Record], value: Callable[[Record, Point], Val
                 if found and (point["context"] not in points or point["context"] == record.cell.seq_len):
                     points[point["context"]] = found
         failed = {record.cell.seq_len: _failure(record) for record in own if record.cell.seq_len not in points}
-        lines.append(Line(system, points, failed))
+        lines.append(Line(system, points, failed, machine, own[0].cell.size))
     return lines
 
 
@@ -133,9 +135,12 @@ def _rate(batch_size: int, times: Value) -> Value:
     return 1000 * batch_size / time, 1000 * batch_size / high, 1000 * batch_size / low
 
 
-def _by_system(records: Sequence[Record]) -> dict[str, list[Record]]:
-    systems = dict.fromkeys(record.cell.system for record in records)
-    return {system: [record for record in records if record.cell.system == system] for system in systems}
+def _series(records: Sequence[Record]) -> list[tuple[str, str, list[Record]]]:
+    """The records of each line, with its system and machine."""
+    lines: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        lines.setdefault((record.cell.system, record.machine), []).append(record)
+    return [(*names, own) for names, own in lines.items()]
 
 
 def _largest(records: Sequence[Record], key: Callable[[Record], int]) -> int:
@@ -147,13 +152,14 @@ def _words(
     shown: Sequence[Record], partial: bool, batch: int, longest: int, paper: Paper, drawn: Sequence[bool]
 ) -> str:
     """The conditions of both sides, and how the paper's points were put on the panels."""
+    anchor = BASELINE if any(record.cell.system == BASELINE for record in shown) else CHALLENGER
     parts = [
         f"Measured: {shown[0].cell.size}, {hardware_words(shown)}; (a) and (b) batch {batch}, (c) length {longest}, "
         "last position; bars are 95% intervals."
     ]
     if any(drawn):
         parts.append(
-            f"Paper, hollow: {paper.setting.words}, read off its figure, scaled to meet our {BASELINE} at the largest "
+            f"Paper, hollow: {paper.setting.words}, read off its figure, scaled to meet our {anchor} at the largest "
             f"common x; in its throughput {paper.panels['throughput'].conditions}."
         )
     if not all(drawn):

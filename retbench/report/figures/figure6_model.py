@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 
 from retbench.report.layout import caption
 from retbench.report.numbers import length
+from retbench.report.panels import DASHES
 from retbench.report.paper import Paper
 from retbench.report.paper_model import Point
 from retbench.report.style import PAGE_WIDTH, looks, styled
@@ -34,7 +35,7 @@ def draw(points: Sequence[Point], device: Specification, paper: Paper) -> Figure
         figure.legend(handles, labels, loc="outside upper center", ncols=4)
         caption(
             figure,
-            f"Lines: model, not measured: {paper.setting.words}, {device.description}; (a) fp16 weights without "
+            f"Dashed: model, not measured: {paper.setting.words}, {device.description}; (a) fp16 weights without "
             "embeddings + KV cache or fp16 state, GB = 10^9 bytes; (b), (c) roofline: bytes / bandwidth. Hollow: the "
             f"paper's points, read off its figures ((c): {paper.panels['latency'].how}).",
             PAGE_WIDTH,
@@ -47,7 +48,8 @@ def _panel(ax: Axes, points: Sequence[Point], quantity: str, field: str) -> None
     for system in dict.fromkeys(point.system for point in points):
         own = [point for point in points if point.system == system]
         x = [point.seq_len for point in own]
-        ax.plot(x, [getattr(point, field) for point in own], color=look[system].colour, label=f"{system}, model")
+        model = [getattr(point, field) for point in own]
+        ax.plot(x, model, color=look[system].colour, linestyle=DASHES, label=f"{system}, model")
         theirs = [(point.seq_len, value) for point in own if (value := point.paper[quantity]) is not None]
         ax.plot(
             [at for at, _ in theirs],

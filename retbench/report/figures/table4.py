@@ -1,4 +1,4 @@
-"""Table 4 as bars: memory of a GPU by size, the model's filled, the paper's outlined."""
+"""Table 4 as bars: memory of a GPU by size, the model's hatched, the paper's hollow."""
 
 from collections.abc import Sequence
 
@@ -21,9 +21,10 @@ def draw(costs: Sequence[Cost], assumed: Assumptions) -> Figure:
         for cost in costs:
             left = cost.place + (systems.index(cost.system) - (len(systems) - 1) / 2) * 2.2 * WIDTH
             colour, named = look[cost.system].colour, cost.place == 0
-            label = f"{cost.system}, model" if named else None
-            ax.bar(left - WIDTH / 2, cost.memory(assumed), WIDTH, color=colour, label=label)
-            label = f"{cost.system}, paper" if named else None
+            label = f"{'' if named else '_'}{cost.system}, model"
+            height = cost.memory(assumed)
+            ax.bar(left - WIDTH / 2, height, WIDTH, label=label, color="white", edgecolor=colour, hatch="//////")
+            label = f"{'' if named else '_'}{cost.system}, paper"
             ax.bar(
                 left + WIDTH / 2, cost.paper_memory, WIDTH, label=label, color="white", edgecolor=colour, linewidth=1
             )
@@ -34,8 +35,8 @@ def draw(costs: Sequence[Cost], assumed: Assumptions) -> Figure:
         figure.legend(loc="outside upper center", ncols=3)
         caption(
             figure,
-            f"Filled: model, not measured: {assumed.words}; none of it is stated by the paper (root mean square error "
-            f"{rms(costs, assumed):.1%}). Outlined: the paper, as printed.",
+            f"Hatched: model, not measured: {assumed.words}; none of it is stated by the paper (root mean square error "
+            f"{rms(costs, assumed):.1%}). Hollow: the paper, as printed.",
             PAGE_WIDTH,
         )
     return figure

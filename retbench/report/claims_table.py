@@ -1,0 +1,138 @@
+"""The claims ledger as a table: claim, our value with its interval, both baselines, the verdict and its reason."""
+
+from collections.abc import Callable, Sequence
+
+from retbench.report.claims import COMPARING, Judgement, Measure
+from retbench.report.conditions import disturbance_words, hardware_words, measured_words
+from retbench.report.numbers import ABSENT, ratio, significant
+from retbench.report.tables import Column, Entry, Table
+from retbench.statistics import Interval
+
+COLUMNS = (
+    Column("claim", "claim", justify="left"),
+    Column("paper", "paper", justify="left"),
+    Column("ours", "measured", justify="left"),
+    Column("ours_low", "its lower end", detail="data"),
+    Column("ours_high", "its upper end", detail="data"),
+    Column("verdict", "verdict here", justify="left"),
+    Column("strongest", "strongest baseline", justify="left", detail="page"),
+    Column("strongest_value", "its number", detail="data"),
+    Column("naive", "naive baseline", justify="left", detail="page"),
+    Column("naive_value", "its number", detail="data"),
+    Column("says", "what the paper says", justify="left", detail="data"),
+    Column("where", "where", justify="left", detail="data"),
+    Column("setting", "the paper's setting", justify="left", detail="data"),
+    Column("conditions", "measured at", justify="left", detail="data"),
+    Column("reason", "reason", justify="left", detail="data"),
+    Column("notes", "notes", justify="left", detail="data"),
+    Column("command", "command", justify="left", detail="data"),
+)
+
+
+def claims_table(judgements: Sequence[Judgement]) -> Table:
+    """A row a claim, and a footnote for each with its words, its reason and what the paper leaves open."""
+    counts = {verdict: sum(one.verdict == verdict for one in judgements) for verdict in _VERDICTS}
+    records = [record for one in judgements for record in one.records]
+    notes = (
+        "the verdict is of what was measured here: supported and not supported need the whole interval on one side, "
+        "else it is undecided; where a claim compares, measured is against the strongest baseline, or against the one "
+        "that the claim names",
+        *(f"{one.claim.name}: {_words(one)}" for one in judgements),
+        *((f"measured on {measured_words(records)}", *disturbance_words(records)) if records else ()),
+    )
+    title = "The paper's claims: " + ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
+    return Table("claims", title, COLUMNS, tuple(map(_row, judgements)), notes)
+
+
+_VERDICTS = ("supported", "not supported", "undecided", "not run")
+
+
+def _row(one: Judgement) -> tuple[Entry, ...]:
+    claim, ours = one.claim, one.ours
+    naive, strongest = (_baseline(one, name) for name in (one.naive, one.strongest))
+    plain = (
+        claim.says,
+        claim.where,
+        claim.setting,
+        _conditions(one),
+        one.reason,
+        "; ".join(claim.notes),
+        claim.command,
+    )
+    return (
+        Entry(claim.name, claim.name),
+        Entry(claim.paper, claim.paper),
+        Entry(ours.value, interval_words(claim.measure, ours)) if ours else Entry(None, one.verdict),
+        Entry(ours.low if ours else None, ABSENT),
+        Entry(ours.high if ours else None, ABSENT),
+        Entry(one.verdict, one.verdict, failed=one.verdict == "not supported"),
+        *strongest,
+        *naive,
+        *(Entry(text, text) for text in plain),
+    )
+
+
+def _baseline(one: Judgement, name: str | None) -> tuple[Entry, Entry]:
+    """A baseline's number and name: over it where the claim compares, else its own."""
+    if name is None or one.by_baseline is None:
+        return Entry(None, "not run" if one.claim.against else ABSENT), Entry(None, ABSENT)
+    found = one.by_baseline[name]
+    return Entry(name, f"{_NUMBERS[one.claim.measure](found.value)} {name}"), Entry(found.value, ABSENT)
+
+
+def _words(one: Judgement) -> str:
+    """The claim in full, why it was decided so, under which conditions, and what the paper leaves open."""
+    claim, at = one.claim, _conditions(one)
+    parts = [
+        f"{claim.says} ({claim.where}; {claim.setting})",
+        f"{one.verdict}: {_judged(one)}{one.reason}{f', {at}' if at else ''}",
+        *claim.notes,
+    ]
+    return "; ".join(parts)
+
+
+def _judged(one: Judgement) -> str:
+    """What the number that decides is of."""
+    if one.ours is None:
+        return ""
+    number = interval_words(one.claim.measure, one.ours)
+    name = one.strongest if one.claim.judged == "strongest" else one.naive
+    return f"{number} against {name}, " if one.claim.measure in COMPARING else f"{number}, "
+
+
+def _conditions(one: Judgement) -> str:
+    """Where it was measured, and that it is not the paper's setting."""
+    if not one.records:
+        return ""
+    cell, batches = one.records[0].cell, sorted({record.cell.batch_size for record in one.records})
+    batch = " to ".join(str(size) for size in dict.fromkeys((batches[0], batches[-1])))
+    where = f"{hardware_words(one.records)}, machine {one.records[0].machine}"
+    return f"at {cell.size}, batch {batch}, length {cell.seq_len}, {where}"
+
+
+def interval_words(measure: Measure, found: Interval) -> str:
+    """A number of a measure with its interval, the number alone where it was counted."""
+    number = _NUMBERS[measure]
+    if found.low == found.high:
+        return number(found.value)
+    return f"{number(found.value)} ({number(found.low)} to {number(found.high)})"
+
+
+def _times(value: float) -> str:
+    return f"{ratio(value)}×"
+
+
+def _signed(value: float) -> str:
+    return f"{'+' if value >= 0 else '-'}{significant(abs(value))}"
+
+
+_NUMBERS: dict[Measure, Callable[[float], str]] = {
+    "advantage": _times,
+    "saving": lambda value: f"{100 * value:.3g} %",
+    "over_length": _times,
+    "over_batch": _times,
+    "exponent": lambda value: f"N^{value:.2f}",
+    "value": lambda value: f"{value:.2g}",
+    "loss": lambda value: f"{_signed(value)} nats",
+    "accuracy": lambda value: f"{_signed(value)} points",
+}

@@ -1,0 +1,164 @@
+"""The whole report in memory: stored records read, and every exhibit of every experiment drawn from them."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from models.catalogue import peers, systems
+from retbench.errors import UsageError
+from retbench.learning.run import ORDERS
+from retbench.record import Record
+from retbench.registry import choose, experiments
+from retbench.report.commands import command_of
+from retbench.report.exhibit import Drawn, Exhibit
+from retbench.report.numbers import ABSENT
+from retbench.report.style import place
+from retbench.report.tables import Entry, Table
+from retbench.store import Store
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+NOT_RUN = "not run"
+
+
+@dataclass(frozen=True)
+class Results:
+    """What was stored: the last record of every cell, by machine and experiment, and a line for each problem."""
+
+    records: tuple[Record, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
+def exhibits() -> list[Exhibit]:
+    """Those of all experiments: what sums up, the paper's tables and figures by number, then ours."""
+    found = [exhibit for module in experiments().values() for exhibit in getattr(module, "EXHIBITS", ())]
+    return sorted(found, key=_place)
+
+
+def read_records(results: Path, machines: str = "all", chosen_systems: str = "all") -> Results:
+    """The records that a report is about, by system; comma-separated names choose among the machines and systems there.
+
+    Raises UsageError where there are none, for a name that is not there, and for records of a newer schema.
+    """
+    stems = {exhibit.experiment for exhibit in exhibits()}
+    paths = sorted(path for path in results.glob("*/*.jsonl") if path.stem in stems)
+    files = {folder: list(own) for folder, own in groupby(paths, key=lambda path: path.parent)}
+    if not files:
+        raise UsageError(f"no records in {results}; {_commands()} make them")
+    names = choose(machines, [folder.name for folder in files], "machine")
+    records, problems = list[Record](), list[str]()
+    for folder in (folder for folder in files if folder.name in names):
+        for path in files[folder]:
+            contents = Store(path).read()
+            if contents.newer:
+                raise UsageError(f"{contents.newer[0]}; a newer retbench draws its report")
+            problems += contents.problems
+            records += [_of_machine(record, folder.name) for record in current(contents.records)]
+    if not records:
+        raise UsageError(f"no records in {results}; {_commands()} make them")
+    found = sorted({record.cell.system for record in records})
+    kept = set(choose(chosen_systems, found, "system"))
+    records = sorted((one for one in records if one.cell.system in kept), key=lambda one: place(one.cell.system))
+    return Results(tuple(records), (*problems, *_strangers(records)))
+
+
+def current(records: Sequence[Record]) -> list[Record]:
+    """The last record of each cell whatever the code and environment; one that was never tried replaces no other."""
+    found: dict[object, Record] = {}
+    for record in records:
+        cell = replace(record.cell, backend="auto", form="auto")
+        if record.status != "skipped" or cell not in found:
+            found.pop(cell, None)  # the last one measured stands last
+            found[cell] = record
+    return list(found.values())
+
+
+def draw(chosen: Sequence[Exhibit], records: Sequence[Record]) -> list[Drawn]:
+    """Every exhibit, in order; one without records says which command makes them."""
+    by_experiment: dict[str, list[Record]] = {}
+    for record in records:
+        by_experiment.setdefault(record.experiment, []).append(record)
+    return [
+        _drawn(exhibit, records if exhibit.sums_up else by_experiment.get(exhibit.experiment, [])) for exhibit in chosen
+    ]
+
+
+def _drawn(exhibit: Exhibit, records: Sequence[Record]) -> Drawn:
+    if not records:
+        return Drawn(exhibit, missing=f"{NOT_RUN}: no records; {exhibit.command} makes them", command=exhibit.command)
+    machines = dict.fromkeys(record.machine for record in records)
+    single = len(machines) == 1 or exhibit.sums_up
+    parts = [(name, [record for record in records if record.machine == name]) for name in machines]
+    parts = [("", list(records))] if single else parts
+    tables = list[Table]()
+    figures: dict[str, Figure] = {}
+    for machine, own in parts:
+        tables += [_marked(table, machine) for table in _complete(exhibit, exhibit.tables(own))]
+        if not exhibit.overlays:
+            figures |= {f"{stem}-{machine}" if machine else stem: drawn for stem, drawn in exhibit.figures(own).items()}
+    if exhibit.overlays:
+        figures = dict(exhibit.figures(records))
+    if not tables and not figures:
+        return Drawn(
+            exhibit, missing=f"{NOT_RUN}: no record has it; {exhibit.command} makes some", command=exhibit.command
+        )
+    command = exhibit.command if exhibit.sums_up else command_of(exhibit, records)
+    notes = () if single or exhibit.overlays else ("machines stand apart: nothing here can show several at once",)
+    return Drawn(exhibit, tuple(records), tuple(tables), figures, "", command, notes)
+
+
+def _complete(exhibit: Exhibit, tables: Sequence[Table]) -> list[Table]:
+    """The tables without a blank, the first with a row for each system of the paper that was not measured."""
+    filled = [replace(table, rows=tuple(tuple(map(_told, row)) for row in table.rows)) for table in tables]
+    for first in filled[:1]:
+        shown = {entry.text for row in first.rows for entry in row[:1]}
+        absent = [name for name in exhibit.systems if name not in shown]
+        blank = [Entry(None, ABSENT)] * (len(first.columns) - 2)
+        rows = tuple((Entry(name, name), Entry(None, NOT_RUN), *blank) for name in absent)
+        filled[0] = replace(first, rows=(*first.rows, *rows))
+    return filled
+
+
+def _told(entry: Entry) -> Entry:
+    return entry if entry.text else entry._replace(text=ABSENT)
+
+
+def _marked(table: Table, machine: str) -> Table:
+    """The table under a name and title that say the machine, where there are several."""
+    if not machine:
+        return table
+    return replace(table, name=f"{table.name}-{machine}", title=f"{table.title}: {machine}")
+
+
+def _of_machine(record: Record, name: str) -> Record:
+    """The record under the name of its folder, which whoever copied it there may have changed."""
+    if record.machine == name:
+        return record
+    return replace(record, environment={**record.environment, "machine": name})
+
+
+def _strangers(records: Sequence[Record]) -> tuple[str, ...]:
+    """A line on systems that this retbench does not know; they are shown like any other."""
+    known = {*systems(), *(row for peer in peers().values() for row in peer.rows), *_NOT_MODELS}
+    unknown = sorted({one.cell.system for one in records if one.cell.checkpoint is None} - known)
+    return (f"systems that this retbench does not know, shown as they are: {', '.join(unknown)}",) if unknown else ()
+
+
+def _commands() -> str:
+    """The verbs that measure, in words."""
+    return ", ".join(dict.fromkeys(" ".join(one.command.split()[:2]) for one in exhibits() if not one.sums_up))
+
+
+def _place(exhibit: Exhibit) -> tuple[bool, int, int, str]:
+    """What sums up, then tables and figures by number, then the rest."""
+    numbered = re.match(r"(table|figure)(\d+)", exhibit.name)
+    kind = ("table", "figure").index(numbered[1]) if numbered else 2
+    return not exhibit.sums_up, kind, int(numbered[2]) if numbered else 0, exhibit.name
+
+
+_NOT_MODELS = ("machine", *ORDERS)  # as a system: the limits that speed measures, n-grams

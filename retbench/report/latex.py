@@ -1,0 +1,57 @@
+"""Tables as LaTeX with booktabs: every sign of every text escaped, compiled by pdflatex without other packages."""
+
+import re
+import unicodedata
+
+from retbench.report.tables import Table, one_line
+
+_SIGNS = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
+    "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "|": r"\textbar{}", '"': r"\char34{}", "`": r"\char96{}", "'": r"\char39{}",
+    "[": "{[}", "]": "{]}", "*": "{*}",  # a row that began with one would give it to the line break before
+    "×": r"$\times$", "±": r"$\pm$", "−": "$-$", "≤": r"$\leq$", "≥": r"$\geq$", "≈": r"$\approx$", "→": r"$\to$",
+    "γ": r"$\gamma$", "²": "$^2$", "…": r"\ldots{}", "–": r"\textendash{}",
+    "—": r"\textemdash{}", "’": r"\char39{}",
+}  # fmt: skip
+
+
+_PLAIN = re.compile(r"[A-Za-z0-9.,:;/+=()]*(?:[ -][A-Za-z0-9.,:;/+=()]+)*")
+
+
+def to_latex(table: Table) -> str:
+    """A ``table`` environment: the columns of a terminal, footnotes below. Needs \\usepackage{booktabs}."""
+    shown = table.shown("terminal")
+    sides = "".join("r" if table.columns[at].justify == "right" else "l" for at in shown)
+    lines = [r"\begin{table}", r"\centering", rf"\caption{{{latex_text(table.title)}}}"]
+    if table.rows:
+        heads = [_header(table.columns[at].header) for at in shown]
+        body = [" & ".join(latex_text(row[at].text) for at in shown) + r" \\" for row in table.rows]
+        lines += [r"\setlength{\tabcolsep}{3pt}\small", rf"\begin{{tabular}}{{{sides}}}", r"\toprule"]
+        lines += [" & ".join(heads) + r" \\", r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]
+    if table.footnotes:
+        notes = [latex_text(note) for note in table.footnotes]
+        lines += ["", r"\medskip", r"{\footnotesize\raggedright", *(f"{note}.\\par" for note in notes), "}"]
+    return "\n".join([*lines, r"\end{table}", ""])
+
+
+def latex_text(text: str) -> str:
+    """The text as LaTeX shows it, on one line; letters that pdflatex's fonts lack lose their accents or become ?."""
+    if _PLAIN.fullmatch(text):
+        return text
+    line = "".join(_SIGNS.get(sign) or _known(sign) for sign in one_line(text))
+    return re.sub("-(?=-)", "-{}", line)  # two hyphens would become a dash
+
+
+def _known(sign: str) -> str:
+    if sign.isascii() or "À" <= sign <= "ž":
+        return sign
+    plain = unicodedata.normalize("NFKD", sign).encode("ascii", "ignore").decode()
+    return "".join(_SIGNS.get(one, one) for one in plain) or "?"
+
+
+def _header(header: str) -> str:
+    """A header; one of several lines stands on the last of them."""
+    lines = [latex_text(line) for line in header.split("\n")]
+    stacked = r" \\ ".join(lines)
+    return lines[0] if len(lines) == 1 else rf"\begin{{tabular}}[b]{{@{{}}c@{{}}}}{stacked}\end{{tabular}}"

@@ -1,0 +1,189 @@
+"""The claims ledger: verdicts from intervals, the right baseline, and every claim of the file."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from experiments.claims import paper_claims
+from models.catalogue import systems
+from retbench.record import Record
+from retbench.registry import experiments
+from retbench.report.claims import ClaimError, judge, read_claims
+from retbench.report.claims_table import claims_table
+from retbench.report.tables import to_markdown
+from tests.models.helpers import repeatable
+from tests.report.factory import SYSTEMS, cell, failed, record, sweep
+from tests.report.test_learning_tables import learnt
+from tests.report.test_training_tables import trained
+
+CLAIMS = {claim.name: claim for claim in paper_claims()}
+LATENCY = CLAIMS["latency"]
+
+
+def decoded(system: str, tpot_ms: float, spread: float = 0.0, **other: Any) -> Record:
+    low, high = tpot_ms * (1 - spread), tpot_ms * (1 + spread)
+    metrics = {"tpot_ms": tpot_ms, "tpot_ms_low": low, "tpot_ms_high": high}
+    return record(cell(system, **other), metrics=metrics)
+
+
+@given(st.floats(1, 1e3), st.floats(1, 1e3), st.floats(0, 0.3), st.floats(1, 30))
+@repeatable
+def test_a_verdict_is_that_of_the_whole_interval(mine: float, theirs: float, spread: float, bound: float) -> None:
+    claim = replace(LATENCY, against=("transformer",), above=bound)
+    found = judge(claim, [decoded("retnet", mine, spread), decoded("transformer", theirs, spread)])
+
+    low, high = theirs * (1 - spread) / (mine * (1 + spread)), theirs * (1 + spread) / (mine * (1 - spread))
+    expected = "supported" if low > bound else "not supported" if high < bound else "undecided"
+    assert found.ours is not None
+    assert found.ours.value == pytest.approx(theirs / mine)
+    if min(abs(low - bound), abs(high - bound)) > 1e-9 * bound:
+        assert found.verdict == expected
+
+
+def test_the_strongest_baseline_decides_and_the_naive_one_stands_beside() -> None:
+    found = judge(
+        LATENCY, [decoded("retnet", 10), decoded("transformer", 40), decoded("transformer-concat-cache", 200)]
+    )
+
+    assert (found.strongest, found.naive) == ("transformer", "transformer-concat-cache")
+    assert found.ours is not None
+    assert found.ours.value == pytest.approx(4)
+    assert found.verdict == "not supported"
+    assert found.by_baseline is not None
+    assert found.by_baseline["transformer-concat-cache"].value == pytest.approx(20)
+
+
+def test_the_naive_baseline_alone_decides_nothing() -> None:
+    found = judge(LATENCY, [decoded("retnet", 10), decoded("transformer-concat-cache", 200)])
+
+    assert found.verdict == "not run"
+
+
+def test_a_claim_that_names_its_baseline_is_not_judged_by_another() -> None:
+    records = [
+        replace(one, experiment="training") for one in (trained("retnet", 600.0), trained("transformer-flash", 500.0))
+    ]
+
+    assert judge(CLAIMS["training-speed"], records).verdict == "not run"
+    assert judge(CLAIMS["training-speed-flash"], records).verdict == "supported"
+    assert judge(CLAIMS["training-memory-flash"], records).verdict == "not supported"
+
+
+def test_bytes_decide_without_an_interval() -> None:
+    records = [record(cell(name), metrics={"peak_memory_bytes": size})
+               for name, size in (("retnet", 250), ("transformer", 1000), ("transformer-flash", 900))]  # fmt: skip
+    found = judge(CLAIMS["memory"], records)
+
+    assert found.ours is not None
+    assert found.ours.value == found.ours.low == pytest.approx(1 - 250 / 900)
+    assert found.verdict == "supported"
+
+
+def test_the_largest_setting_decides_and_other_conditions_are_not_mixed() -> None:
+    small = [decoded("retnet", 10, seq_len=1024), decoded("transformer", 10, seq_len=1024)]
+    large = [decoded("retnet", 10), decoded("transformer", 200), decoded("transformer", 1, dtype="fp32")]
+    found = judge(LATENCY, [*large, *small])
+
+    assert found.verdict == "supported"
+    assert {one.cell.seq_len for one in found.records} == {8192}
+
+
+def test_growth_over_length_and_batch_are_of_the_system_itself() -> None:
+    records = sweep(SYSTEMS, batches=(1, 8))
+    length, batch = judge(CLAIMS["latency-over-length"], records), judge(CLAIMS["latency-over-batch"], records)
+
+    assert length.verdict == "supported"
+    assert length.by_baseline is not None
+    assert length.by_baseline["transformer"].value > 2
+    assert batch.verdict == "not supported"
+    assert judge(CLAIMS["memory-over-length"], records).verdict == "supported"
+    assert judge(CLAIMS["latency-over-batch"], sweep(batches=(8,))).verdict == "not run"
+
+
+def test_losses_are_compared_document_by_document_and_seed_by_seed() -> None:
+    losses = {"retnet": 1.5, "retnet-no-gate": 1.6, "retnet-no-groupnorm": 1.5}
+    records = [
+        learnt(system, seed, loss, experiment="ablation") for system, loss in losses.items() for seed in range(3)
+    ]
+    better, same, absent = (judge(CLAIMS[name], records) for name in ("gate", "group-norm", "decay"))
+
+    assert better.ours is not None
+    assert better.ours.value == pytest.approx(0.1)
+    assert better.ours.high - better.ours.low < 1e-9, "the spread of documents and seeds is in both"
+    assert [one.verdict for one in (better, same, absent)] == ["supported", "not supported", "not run"]
+
+
+def test_losses_at_a_context_are_those_of_table_8() -> None:
+    records = [learnt(system, 0, loss, experiment="perplexity")
+               for system, loss in (("retnet", 1.5), ("transformer-flash", 1.4))]  # fmt: skip
+    found = judge(CLAIMS["context-512"], records)
+
+    assert found.ours is not None
+    assert found.ours.value == pytest.approx(-0.1)
+    assert found.verdict == "not supported"
+
+
+def test_sizes_that_the_claim_is_not_about_decide_nothing() -> None:
+    records = [learnt(system, 0, loss, experiment="scaling") for system, loss in (("retnet", 1), ("transformer", 2))]
+    found = judge(CLAIMS["better-above-2b"], records)
+
+    assert (found.verdict, found.reason) == ("undecided", "only 2.7b and larger can decide")
+
+
+def test_what_failed_is_the_reason_of_not_run() -> None:
+    found = judge(LATENCY, [failed(cell("retnet"), "oom", "too large")])
+
+    assert found.verdict == "not run"
+    assert "oom, too large; retbench inference makes the records" in found.reason
+
+
+def test_every_claim_names_what_exists_and_is_not_run_without_records() -> None:
+    to_come = {"scaling"}
+
+    assert len(CLAIMS) == len(paper_claims()) >= 24
+    for claim in CLAIMS.values():
+        assert {claim.system, *claim.against} <= set(systems())
+        assert claim.experiment in {*experiments(), *to_come}
+        assert claim.command.startswith("retbench ")
+        assert judge(claim, []).verdict == "not run"
+
+
+def test_the_ledger_says_verdict_reason_conditions_and_what_the_paper_leaves_open() -> None:
+    table = claims_table([judge(claim, sweep(batches=(1, 8))) for claim in paper_claims()])
+    text = to_markdown([table])
+
+    row = next(row for row in table.rows if row[0].text == "latency")
+    assert [entry.text for entry in row[1:3]] == ["15.6×", row[2].text]
+    assert "not supported" in [entry.text for entry in row]
+    assert "at small, batch 8, length 8192, cpu" in text
+    assert "A100-80GB" in text
+    assert "its bars in Figure 1 are 377.4 / 22.6 = 16.7" in text
+    assert all(entry.text for row in table.rows for entry in row[:8])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"measure": "guess"}, "latency: measure must be one of"),
+        ({"judged": "all"}, "latency: judged must be one of"),
+        ({"above": None}, "latency: above or at_most must be given"),
+        ({"against": ()}, "latency: advantage needs against"),
+    ],
+)
+def test_a_claim_that_nothing_can_decide_is_refused(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(ClaimError, match=words):
+        replace(LATENCY, **change)
+
+
+def test_a_file_with_an_unknown_or_missing_field_names_the_claim(tmp_path: Path) -> None:
+    path = tmp_path / "claims.toml"
+    path.write_text('[inference.claims.speed]\nsays = "x"\nthreshold = 3\n', encoding="utf-8")
+    with pytest.raises(ClaimError, match="speed: unknown threshold"):
+        read_claims(path)
+    path.write_text('[inference.claims.speed]\nsays = "x"\n', encoding="utf-8")
+    with pytest.raises(ClaimError, match=r"speed: .*missing"):
+        read_claims(path)
