@@ -90,6 +90,7 @@ def test_the_version_is_shown(run: Run) -> None:
 
 EXPERIMENTS = [
     "ablation",
+    "claims",
     "complexity",
     "evaluate",
     "gate-power",
