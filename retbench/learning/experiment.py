@@ -1,9 +1,10 @@
 """A learning experiment from the command line: the preset's cells, their runs, tables and figures."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -16,7 +17,7 @@ from retbench.learning.run import ORDERS, Run
 from retbench.quantities import parse_counts, parse_duration
 from retbench.record import Record
 from retbench.registry import choose
-from retbench.spec import Cell, Dtype
+from retbench.spec import Cell, Dtype, Training
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -109,16 +110,27 @@ def run_cells(experiment: str, cells: Sequence[Cell], preset: Preset, asked: Ask
 
 
 def dry_run(cells: Sequence[Cell], specification: str, output_format: str) -> None:
-    """What an optimizer step of every system needs on a device that need not be here."""
-    from retbench.planner import show_plan
+    """What an optimizer step of every system needs on a device that need not be here.
+
+    Two of its micro-batches are planned: more of them need no more memory.
+    """
+    from retbench import plan
+    from retbench.report.tables import Format, render
+    from retbench.session import plan_table
     from retbench.specifications import find_specification
 
-    steps = [
-        replace(cell, workload="train_step", learning=None, recall=None, seed=0)
-        for cell in cells
-        if cell.system not in ORDERS
-    ]
-    show_plan(list(dict.fromkeys(steps)), find_specification(specification), output_format)
+    device = find_specification(specification)
+    models = [cell for cell in cells if cell.system not in ORDERS]
+    steps = list(dict.fromkeys(_step(cell) for cell in models))
+    predictions, problems = plan.predict(steps)
+    table = plan_table(steps, predictions, [f"planned for {device.description}", *problems], device.memory_bytes)
+    render([table], cast(Format, "json" if output_format == "jsonl" else output_format), sys.stdout)
+
+
+def _step(cell: Cell) -> Cell:
+    training = cell.training or Training()
+    shortened = replace(training, grad_accumulation=min(training.grad_accumulation, 2))
+    return replace(cell, workload="train_step", learning=None, recall=None, seed=0, training=shortened)
 
 
 def train(experiment: str, cells: Sequence[Cell], asked: Asked, report: "Report", console: "Console") -> None:
@@ -174,8 +186,8 @@ def _choice(cells: Sequence[Cell]) -> str:
     )
     systems, sizes, seeds = names
     return (
-        f"{len(models)} runs: {systems}; size {sizes}; seed {seeds}; each {first.steps} steps of {first.step_tokens} "
-        f"tokens of {first.corpus} by {first.tokenizer}, {first.dtype} on {first.device}"
+        f"{len(models)} run{'s' * (len(models) > 1)}: {systems}; size {sizes}; seed {seeds}; each {first.steps} steps "
+        f"of {first.step_tokens} tokens of {first.corpus} by {first.tokenizer}, {first.dtype} on {first.device}"
     )
 
 

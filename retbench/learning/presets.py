@@ -14,6 +14,7 @@ from retbench.registry import choose
 from retbench.spec import Cell, Checkpointing, Dtype, Learning, Loss, Schedule, Training
 
 FOLDER = Path(__file__).parent / "presets"
+LEAST_WARM_UP = 64  # steps, in runs that are long enough: with fewer some systems diverge at the cpu preset's rate
 SIDE_BY_SIDE = 2  # runs, where the stated speeds were measured
 
 
@@ -81,7 +82,7 @@ class Preset:
                 tokenizer=self.tokenizer,
                 tokens=steps * self.step_tokens,
                 learning_rate=learning_rate,
-                warm_up=int(self.warm_up_share * steps),
+                warm_up=max(int(self.warm_up_share * steps), min(LEAST_WARM_UP, steps // 2)),
                 schedule=self.schedule,
                 others=self.others,
                 excerpt=self.excerpt,

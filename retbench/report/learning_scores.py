@@ -10,6 +10,7 @@ from retbench.record import Record
 from retbench.spec import Cell, Learning
 from retbench.statistics import Interval, crossed_interval
 
+CHALLENGER = "retnet"
 Pairs = Sequence[Sequence[float]]  # nats and tokens: of each document, say
 
 
@@ -30,8 +31,12 @@ def _setting(record: Record) -> tuple[Cell, int, object]:
 
 
 def by_system(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """The runs that came to their end by system, the n-grams last, seeds in order; none where all have failed."""
-    names = sorted(dict.fromkeys(record.cell.system for record in records), key=lambda name: name in ORDERS)
+    """The runs that came to their end by system, RetNet first, n-grams last, seeds in order; none where all failed."""
+    found = {record.cell.system for record in records}
+    names = [
+        *sorted(found - set(ORDERS), key=lambda name: (name != CHALLENGER, name)),
+        *(n for n in ORDERS if n in found),
+    ]
     done = sorted((record for record in records if record.status == "ok"), key=lambda record: record.cell.seed)
     return {name: [record for record in done if record.cell.system == name] for name in names}
 

@@ -42,6 +42,14 @@ def test_the_presets_of_the_paper_are_the_papers() -> None:
     assert whole.sizes == {"1.3b": 6e-4, "2.7b": 3e-4, "6.7b": 3e-4}
 
 
+def test_short_runs_warm_up_for_long_enough() -> None:
+    steps = {
+        tokens: Run.of_cell(replace(CPU, tokens=tokens).cells(["retnet"], 1)[0]) for tokens in (2**12, 2**17, 2**21)
+    }
+
+    assert [(run.steps, run.warm_up) for run in steps.values()] == [(8, 4), (256, 64), (4096, 204)]
+
+
 @given(st.floats(400, 1e6), st.integers(1, 5))
 @repeatable
 def test_a_budget_is_used_up_by_whole_steps(budget_s: float, seeds: int) -> None:

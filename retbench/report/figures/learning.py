@@ -27,13 +27,13 @@ def draw(records: Sequence[Record]) -> Figure:
         for name, runs in systems.items():
             _draw_curve(left, runs, look[name], name)
             _draw_positions(right, runs, look[name])
-        left.set(title="training loss", xlabel="tokens read", ylabel="nats a token", xscale="log")
-        right.set(title="held-out perplexity", xlabel="position in the document, from", xscale="symlog")
+        left.set(title="training loss", xlabel="tokens read", ylabel="nats a token")
+        right.set(title="held-out perplexity", xlabel="position in the document, from")
         figure.legend(loc="outside upper center", ncols=4)
         learning = learning_of(shown[0])
         caption(
             figure,
-            f"{learning.tokens:,} tokens of {learning.corpus} by {learning.tokenizer}, means over {len(runs)} seeds. "
+            f"{learning.tokens:,} tokens of {learning.corpus} by {learning.tokenizer}, means over seeds. "
             f"Right: in windows of {shown[0].cell.seq_len} tokens; dashed: with the state carried. "
             f"{measured_words(shown)}.",
             PAGE_WIDTH,
@@ -60,4 +60,4 @@ def _draw_positions(ax: Axes, runs: Sequence[Record], look: Look) -> None:
         if scores:
             firsts = sorted(scores[0], key=int)
             values = [perplexity([positions[first] for positions in scores]) for first in firsts]
-            ax.plot([int(first) for first in firsts], values, style, color=look.colour, marker=look.marker)
+            ax.plot(firsts, values, style, color=look.colour, marker=look.marker)  # evenly spaced, by their names
