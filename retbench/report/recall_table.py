@@ -117,9 +117,9 @@ def _notes(shown: Sequence[Record], found: Accuracies) -> tuple[str, ...]:
     return (
         "not in the paper: the task is multi-query associative recall (Arora et al. 2023, arXiv 2312.04927); keys with "
         f"their values, then all keys again in another order; {cell.vocab_size} ids, half of them keys",
-        f"{cell.size} models trained from scratch on {recall.tokens} generated tokens, all numbers of pairs in turn, "
-        f"{recall.steps} steps of {recall.step_tokens}, learning rate {recall.learning_rate:g} for every system; the "
-        "loss is that of the queries alone",
+        f"{cell.size} models trained from scratch on {recall.tokens} generated tokens, numbers of pairs joining one "
+        f"after the other, {recall.steps} steps of {recall.step_tokens}, learning rate {recall.learning_rate:g} for "
+        "every system; the loss is that of the queries alone",
         f"mean and half the range over seeds, of {shown[0].notes.get('test_queries')} queries a column that no run was "
         f"trained on; holds: the most pairs with {HOLDS:.0%} answered; state: of one sequence at the most pairs",
         *_attention_words(found),

@@ -139,16 +139,17 @@ def main_setting(records: Sequence[Record]) -> list[Record]:
 
 
 def losses_by_system(records: Sequence[Record]) -> dict[str, Losses]:
-    """Of each system, of the seeds that have come to their end at all sizes of all systems; empty where none has."""
+    """Of each system at the sizes where all systems have a finished seed, of the seeds that all these sizes share."""
     done = {_place(record.cell): record for record in records if record.status == "ok"}
     systems = list(dict.fromkeys(record.cell.system for record in records))
-    sizes = sizes_of(records)
-    seeds = [
-        seed
-        for seed in sorted({record.cell.seed for record in records})
-        if all((system, size, seed) in done for system in systems for size in sizes)
-    ]
-    if not seeds:
+    every = sorted({record.cell.seed for record in records})
+    whole = {
+        size: [seed for seed in every if all((system, size, seed) in done for system in systems)]
+        for size in sizes_of(records)
+    }
+    sizes = [size for size, found in whole.items() if found]
+    seeds = [seed for seed in every if all(seed in whole[size] for size in sizes)]
+    if not sizes or not seeds:
         return {}
     found = {}
     for system in systems:

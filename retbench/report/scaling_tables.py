@@ -55,15 +55,18 @@ def _sizes(shown: Sequence[Record], losses: Mapping[str, Losses]) -> Table:
             Column("difference_high", "its upper end", "nats a token", detail="data"),
             Column("verdict", "verdict", justify="left"),
         ]
-    differences = difference(losses[systems[0]], losses[systems[1]]) if compared else []
+    differences: dict[int, Interval] = {}
+    if compared:
+        one, other = losses[systems[0]], losses[systems[1]]
+        differences = dict(zip(one.parameters, difference(one, other), strict=True))
     rows = []
-    for at, size in enumerate(sizes_of(shown)):
+    for size in sizes_of(shown):
         runs = [record for record in shown if record.cell.size == size and record.status == "ok"]
         entries = [entry for system in systems for entry in _perplexity(runs, system)]
         seeds = len({record.cell.seed for record in runs})
         parameters = parameters_of(next(record.cell for record in shown if record.cell.size == size))
         row = [Entry(size, size), Entry(parameters, f"{parameters / 1e6:.2f}M"), *entries, Entry(seeds, str(seeds))]
-        rows.append((*row, *(_difference(differences[at], systems) if compared else ())))
+        rows.append((*row, *(_difference(differences.get(parameters), systems) if compared else ())))
     return Table("scaling", "Figure 5, trained here", tuple(columns), tuple(rows), _notes(shown))
 
 
@@ -77,7 +80,9 @@ def _perplexity(runs: Sequence[Record], system: str) -> tuple[Entry, Entry]:
     return Entry(middle, words), Entry(spread, significant(spread, 2))
 
 
-def _difference(found: Interval, systems: Sequence[str]) -> tuple[Entry, ...]:
+def _difference(found: Interval | None, systems: Sequence[str]) -> tuple[Entry, ...]:
+    if found is None:
+        return (EMPTY,) * 4
     verdict = "not distinguishable"
     if not found.low <= 0 <= found.high:
         verdict = f"{systems[0 if found.value < 0 else 1]} is better"

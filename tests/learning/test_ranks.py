@@ -48,6 +48,7 @@ def assert_same(folder: Path, alone: Path) -> None:
 
 @on_linux
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # a dozen processes that load torch
 def test_two_ranks_make_the_run_of_one_process_and_one_process_goes_on_where_a_rank_has_died(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -98,6 +98,15 @@ def test_a_difference_that_all_seeds_and_documents_show_is_told_from_none() -> N
     assert all(found.low == found.high == 0 for found in difference(better, better))
 
 
+def test_a_size_at_which_a_system_has_failed_is_left_out() -> None:
+    found = losses_by_system(main_setting([run for run in runs(0.1) if run.cell.size != "mini"] + runs(0.1)[-2:-1]))
+    sizes, fits, _ = scaling_tables(runs(0.1)[:-1:2] + runs(0.1)[1:18:2], paper())
+
+    assert [len(of_system.parameters) for of_system in found.values()] == [3, 3]
+    assert [row[-1].text for row in sizes.rows] == ["retnet is better"] * 3 + ["-"]
+    assert fits.rows[0][1].value is not None
+
+
 def test_only_seeds_that_all_sizes_and_systems_have_are_fitted() -> None:
     found = losses_by_system(main_setting(runs(0.1)[:-1]))
     parameters = tuple(12 * SIZES[size].d_model ** 2 * SIZES[size].n_layers for size in SMALL)

@@ -13,7 +13,7 @@ from retbench.record import Record
 from retbench.report.conditions import hardware_words
 from retbench.report.layout import caption
 from retbench.report.scaling_fit import Losses, fit, losses_by_system, main_setting
-from retbench.report.style import PAGE_WIDTH, Look, looks, plain, styled
+from retbench.report.style import PAGE_WIDTH, PAPER, Look, looks, plain, styled
 
 
 def draw(records: Sequence[Record], paper: Mapping[str, Any]) -> Figure:
@@ -51,6 +51,8 @@ def _draw_ours(ax: Axes, losses: Mapping[str, Losses], look: Mapping[str, Look])
     ax.xaxis.set_minor_formatter(NullFormatter())
     if losses:
         ax.legend()
+    else:
+        ax.text(0.5, 0.5, "no seed of all systems is done", transform=ax.transAxes, ha="center", color=PAPER)
 
 
 def _draw_paper(

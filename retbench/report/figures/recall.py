@@ -47,5 +47,6 @@ def _words(shown: Sequence[Record]) -> str:
     seeds = len({record.cell.seed for record in shown})
     return (
         f"{shown[0].cell.size} models trained on {recall.tokens} generated tokens at the learning rate "
-        f"{recall.learning_rate:g}, {hardware_words(shown)}. Points are means over {seeds} seeds, bars the range."
+        f"{recall.learning_rate:g}, {hardware_words(shown)}. Points are means over {seeds} "
+        f"seed{'s' * (seeds > 1)}, bars the range."
     )
