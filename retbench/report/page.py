@@ -67,7 +67,7 @@ def _exhibit(one: Drawn, sources: Sources) -> tuple[str, set[str]]:
         head += f'<button type="button" data-source="{number}">Command and conditions</button>'
     for stem, figure in one.figures.items():
         html, used = figure_html(figure, one.exhibit.title, Systems.of(of_machine(stem, one.records)))
-        parts += [f"<h3>{text(stem.removeprefix(f'{one.exhibit.name}-'))}</h3>"] * (stem != one.exhibit.name)
+        parts += [f"<h3>{text(stem.removeprefix(f'{one.exhibit.name}-'))}</h3>"] * (len(one.figures) > 1 and stem != one.exhibit.name)
         parts.append(html)
         colours |= used
     for table in without_repeats(one.tables):
