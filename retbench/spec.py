@@ -59,6 +59,7 @@ class Learning:
     contexts: tuple[int, ...]  # of Table 8's protocol
     data: tuple[str, ...]  # a hash of the texts of the corpus and of each of the others
     vocabulary: str  # a hash of what the tokenizer does
+    distinct_tokens: int | None = None  # that are read again and again; None: all of the train split
 
 
 @dataclass(frozen=True)

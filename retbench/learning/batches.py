@@ -16,12 +16,16 @@ ROUNDS = 4  # of the Feistel network
 
 @dataclass(frozen=True)
 class Batches:
-    """Documents, packed one after the other and cut into sequences that share border tokens, shuffled every epoch."""
+    """Documents, packed one after the other and cut into sequences that share border tokens, shuffled every epoch.
+
+    With ``distinct``, an epoch has so many of these sequences at most, drawn from all by the seed.
+    """
 
     ids: Ids  # (N,)
     seq_len: int
     batch_size: int  # sequences of a step, all micro-batches together
     seed: int
+    distinct: int | None = None  # sequences
 
     def __post_init__(self) -> None:
         if self.count < 1:
@@ -29,8 +33,13 @@ class Batches:
 
     @property
     def count(self) -> int:
-        """Sequences of an epoch."""
+        """Sequences that there are."""
         return (len(self.ids) - 1) // self.seq_len
+
+    @property
+    def epoch(self) -> int:
+        """Sequences of an epoch."""
+        return min(self.count, self.distinct or self.count)
 
     def at(self, step: int) -> npt.NDArray[np.int64]:
         """The tokens (B, T + 1) of a step, from 0 on."""
@@ -40,13 +49,16 @@ class Batches:
 
     def seen(self, steps: int) -> Ids:
         """The tokens (N,) that the first steps read as inputs, each once, in the order of the corpus."""
-        starts = {self.start(number) for number in range(min(steps * self.batch_size, self.count))}
+        starts = {self.start(number) for number in range(min(steps * self.batch_size, self.epoch))}
         return np.concatenate([self.ids[start : start + self.seq_len] for start in sorted(starts)])
 
     def start(self, number: int) -> int:
         """Where sequence ``number`` of the whole run begins."""
-        epoch, index = divmod(number, self.count)
-        return shuffled(index, self.count, f"{self.seed}/{epoch}") * self.seq_len
+        epoch, index = divmod(number, self.epoch)
+        place = shuffled(index, self.epoch, f"{self.seed}/{epoch}")
+        if self.epoch < self.count:
+            place = shuffled(place, self.count, f"{self.seed}/drawn")
+        return place * self.seq_len
 
 
 def shuffled(index: int, count: int, key: str) -> int:

@@ -12,7 +12,6 @@ import torch
 from models.language_model import LanguageModel
 from retbench.devices import find_device
 from retbench.errors import UsageError
-from retbench.learning.batches import Batches
 from retbench.learning.loop import Interrupt, Loop
 from retbench.learning.ngrams import count
 from retbench.learning.perplexity import Losses, Score, at_contexts, carried, keeps_its_size, score, sliding
@@ -88,8 +87,7 @@ def _train(cell: Cell, folder: Path, send: Send) -> tuple[dict[str, Losses], Lan
 def _count(cell: Cell, trained: Tokens) -> tuple[dict[str, Losses], None, dict[str, Any]]:
     """N-grams of the tokens that a model with this cell's seed reads."""
     run = Run.of_cell(cell)
-    batches = Batches(trained.train.ids, run.seq_len, run.batch_size * run.grad_accumulation, run.seed)
-    seen = batches.seen(run.steps)
+    seen = run.batches(trained.train.ids).seen(run.steps)
     ngrams = count(seen, trained.header.vocab_size, ORDERS[cell.system])
     return {"windows": ngrams.losses}, None, {"metrics": {"tokens": len(seen)}, "notes": {}}
 
@@ -145,7 +143,7 @@ def _headline(
 ) -> dict[str, float]:
     """In domain, and out of it in the first of the other corpora; all of them are in the notes."""
     named = {"": learning.corpus, "out_of_domain_": next(iter(learning.others), None)}
-    found = {}
+    found: dict[str, float] = {}
     for prefix, corpus in named.items():
         if corpus is not None:
             one = scores[corpus]["windows"]

@@ -114,8 +114,7 @@ def dry_run(cells: Sequence[Cell], specification: str, output_format: str) -> No
 
 def train(experiment: str, cells: Sequence[Cell], asked: Asked, report: "Report", console: "Console") -> None:
     """Runs the cells and shows their tables and figures."""
-    from retbench.learning.batches import Batches  # these load numpy
-    from retbench.learning.material import bound, read_material
+    from retbench.learning.material import bound, read_material  # these load numpy
     from retbench.learning.suite import Suite
     from retbench.session import show
 
@@ -124,7 +123,7 @@ def train(experiment: str, cells: Sequence[Cell], asked: Asked, report: "Report"
     device = find_device(first.device)
     threads = options.check_threads(asked.threads, device)
     material = read_material(first.learning.corpus, first.learning.others, first.learning.tokenizer)
-    Batches(material.trained.train.ids, first.seq_len, first.batch_size, first.seed)  # or there is too little
+    Run.of_cell(first).batches(material.trained.train.ids)  # or there is too little
     jobs = threads // first.threads if device.name == "cpu" else 1
     _say(console, _choice(cells))
     suite = Suite(experiment, bound(cells, material), device, material, asked.out, jobs)

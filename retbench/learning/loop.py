@@ -92,9 +92,7 @@ class Loop:
     def train(self, told: Told, interrupt: Interrupt) -> tuple[Trainer, int]:
         """Makes the steps that are missing -> the trainer and all steps made, fewer where an end was asked for."""
         trainer, first = self._start()
-        batches = Batches(
-            self.tokens.train.ids, self.run.seq_len, self.run.batch_size * self.run.grad_accumulation, self.run.seed
-        )
+        batches = self.run.batches(self.tokens.train.ids)
         keep_metrics(self.folder, first)
         stopwatch = Stopwatch(self.device)
         with (self.folder / METRICS).open("a", encoding="utf-8") as metrics:

@@ -40,9 +40,9 @@ def read_material(corpus: str, others: Sequence[str], tokenizer: str) -> Materia
 def bound(cells: Sequence[Cell], material: Material) -> list[Cell]:
     """The cells with the size of the vocabulary and the hashes of what is read."""
     data = tuple(tokens.header.data for tokens in material.corpora.values())
-    hashes = {"data": data, "vocabulary": material.vocabulary.identity}
+    size, identity = material.vocabulary.size, material.vocabulary.identity
     return [
-        replace(cell, vocab_size=material.vocabulary.size, learning=replace(cell.learning, **hashes))
+        replace(cell, vocab_size=size, learning=replace(cell.learning, data=data, vocabulary=identity))
         for cell in cells
         if cell.learning is not None
     ]

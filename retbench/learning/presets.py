@@ -42,6 +42,7 @@ class Preset:
     contexts: tuple[int, ...]
     l_max: int
     sizes: Mapping[str, float]  # to the highest learning rate of each
+    distinct_tokens: int | None = None  # that are read again and again, where not all are
     n_layers: int | None = None  # where they are not the size's
     tokens_per_s: Mapping[str, float] = field(default_factory=dict)  # of each of SIDE_BY_SIDE runs, measured
     scoring_s: float = 0.0  # of a run, and its start
@@ -87,6 +88,7 @@ class Preset:
                 contexts=self.contexts,
                 data=(),
                 vocabulary="",
+                distinct_tokens=self.distinct_tokens,
             ),
         )
 

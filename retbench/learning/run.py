@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Self
 from retbench.spec import Cell, Checkpointing, Dtype, Loss, Schedule, Training
 
 if TYPE_CHECKING:
-    from retbench.learning.token_files import Tokens
+    from retbench.learning.batches import Batches
+    from retbench.learning.token_files import Ids, Tokens
     from retbench.learning.vocabulary import Vocabulary
 
 ORDERS = {"unigram": 1, "5-gram": 5}  # n-grams that a model must beat before its loss means anything
@@ -43,6 +44,7 @@ class Run:
     save_every: int  # steps
     keep: int  # checkpoints
     checkpointing: Checkpointing = "none"
+    distinct_tokens: int | None = None  # that an epoch has at most, in whole sequences
     overrides: dict[str, int] = field(default_factory=dict)  # fields of the model's config beside its size
 
     @classmethod
@@ -72,8 +74,16 @@ class Run:
             save_every=max(1, min(steps // SAVES, MOST_UNSAVED)),
             keep=1,
             checkpointing=training.checkpointing,
+            distinct_tokens=learning.distinct_tokens,
             overrides={name: value for name, value in cell.overrides.items() if name != "vocab_size"},
         )
+
+    def batches(self, ids: "Ids") -> "Batches":
+        """The sequences of every step; raises UsageError where there are too few tokens for one."""
+        from retbench.learning.batches import Batches  # it loads numpy
+
+        distinct = self.distinct_tokens and max(1, self.distinct_tokens // self.seq_len)
+        return Batches(ids, self.seq_len, self.batch_size * self.grad_accumulation, self.seed, distinct)
 
     @property
     def step_tokens(self) -> int:

@@ -19,6 +19,7 @@ from retbench.report.learning_scores import (
 )
 from retbench.report.numbers import ABSENT, length, significant
 from retbench.report.tables import Column, Detail, Entry, Table, shortened
+from retbench.spec import Learning
 from retbench.statistics import Interval
 
 Paper = Mapping[str, Any]  # of the experiment's .toml
@@ -198,8 +199,18 @@ def _conditions(record: Record) -> tuple[str, ...]:
     return (
         f"{cell.size}{f' of {cell.n_layers} layers' if cell.n_layers else ''}, trained from scratch on "
         f"{learning.tokens:,} tokens of {learning.corpus} by {learning.tokenizer} (vocabulary {cell.vocab_size}), "
-        f"{batch} sequences of {cell.seq_len} a step, learning rate up to {learning.learning_rate:g}",
+        f"{_distinct(learning)}{batch} sequences of {cell.seq_len} a step, learning rate up to "
+        f"{learning.learning_rate:g}",
         f"data {learning.data[0][:12]}, tokenizer {learning.vocabulary[:12]}",
+    )
+
+
+def _distinct(learning: Learning) -> str:
+    """How often it reads what, where the tokens are not all different ones."""
+    if not learning.distinct_tokens or learning.distinct_tokens >= learning.tokens:
+        return ""
+    return (
+        f"{learning.distinct_tokens:,} of them distinct, read {learning.tokens / learning.distinct_tokens:.1f} times, "
     )
 
 

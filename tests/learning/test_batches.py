@@ -45,13 +45,26 @@ def test_a_step_is_the_same_whoever_asks_and_epochs_and_seeds_differ() -> None:
     assert not np.array_equal(whole.at(0), Batches(ids, 9, 4, seed=1).at(0))
 
 
-@given(st.integers(2, 9), st.integers(1, 7), st.integers(20, 90), st.integers(1, 20))
+@given(st.integers(2, 9), st.integers(1, 7), st.integers(20, 90), st.integers(1, 20), st.none() | st.integers(1, 9))
 @repeatable
-def test_what_was_seen_is_what_the_steps_read(seq_len: int, batch_size: int, total: int, steps: int) -> None:
-    batches = Batches(np.arange(total, dtype=np.uint16), seq_len, batch_size, seed=3)
+def test_what_was_seen_is_what_the_steps_read(
+    seq_len: int, batch_size: int, total: int, steps: int, distinct: int | None
+) -> None:
+    batches = Batches(np.arange(total, dtype=np.uint16), seq_len, batch_size, 3, distinct)
     inputs = np.concatenate([batches.at(step)[:, :-1].ravel() for step in range(steps)])
 
     assert [*batches.seen(steps)] == sorted(set(inputs))
+
+
+def test_distinct_sequences_are_read_again_in_another_order_and_come_from_everywhere() -> None:
+    batches = Batches(np.arange(1001, dtype=np.uint16), 10, 1, seed=0, distinct=20)
+    epochs = [[batches.start(number) for number in range(at, at + 20)] for at in (0, 20)]
+
+    assert sorted(epochs[0]) == sorted(epochs[1])
+    assert epochs[0] != epochs[1]
+    assert len(set(epochs[0])) == 20
+    assert max(epochs[0]) > 700
+    assert Batches(batches.ids, 10, 1, 0, 500).start(7) == Batches(batches.ids, 10, 1, 0).start(7)
 
 
 def test_too_few_tokens_are_refused() -> None:

@@ -88,12 +88,25 @@ def test_the_version_is_shown(run: Run) -> None:
     assert run("--version") == Done(0, f"retbench {__version__}\n", "")
 
 
+EXPERIMENTS = [
+    "ablation",
+    "complexity",
+    "evaluate",
+    "gate-power",
+    "inference",
+    "perplexity",
+    "speed",
+    "training",
+    "training-cost",
+]
+
+
 @pytest.mark.parametrize(
     ("what", "names"),
     [
         ("peers", ["torchscale", "transformers-llama"]),
         ("sizes", ["tiny", "mini", "small", "200m", "1.3b", "2.7b", "6.7b", "13b"]),
-        ("experiments", ["complexity", "evaluate", "gate-power", "inference", "speed", "training", "training-cost"]),
+        ("experiments", EXPERIMENTS),
         ("devices", ["cpu", "cuda"]),
     ],
 )
