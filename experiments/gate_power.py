@@ -144,9 +144,9 @@ def power_table(cells: Sequence[Cell], sides: "dict[tuple[Cell, str], Side]", pa
     from retbench.report.tables import Column, Entry, Table
 
     failures = [side.reason for side in sides.values() if side.reason]
-    columns = [Column("cell", "Cell", justify="left"), Column("rounds", "Rounds"), Column("same", "False alarms")]
+    columns = [Column("cell", "Cell", justify="left"), Column("rounds", "Rounds"), Column("same", "False\nalarms")]
     for name in SLOWDOWNS:
-        columns += [Column(f"{name}, seen as", f"{name}: seen as"), Column(name, "flagged")]
+        columns += [Column(f"{name}, seen as", f"{name}:\nseen as"), Column(name, "\nflagged")]
     rows = []
     for cell in cells:
         first, *others = (sides[cell, name] for name in (*SAME, *SLOWDOWNS))
@@ -168,7 +168,8 @@ def power_table(cells: Sequence[Cell], sides: "dict[tuple[Cell, str], Side]", pa
         f"load average {min(loads, default=0):.1f} to {max(loads, default=0):.1f} on {os.cpu_count()} processors",
         *(f"failed: {reason}" for reason in failures),
     )
-    return Table("gate_power", "How often the gate sees a regression", tuple(columns), tuple(rows), notes)
+    title = "How often the gate sees a regression"
+    return Table("gate_power", title, tuple(columns), tuple(rows), notes, section=("cell",))
 
 
 def _log_ratios(base: "Side", head: "Side") -> "np.ndarray":

@@ -26,8 +26,8 @@ SYSTEMS = "retnet,transformer-flash,rwkv,h3,hyena,linear-transformer,lstm"
 BASES = ("retnet", "transformer-flash")
 
 Checkpoints = Annotated[
-    list[Path] | None,
-    typer.Option("--checkpoint", help="Score this folder (config.json, safetensors, tokenizer); repeatable."),
+    list[str] | None,
+    typer.Option("--checkpoint", help="Score this folder, or hub:OWNER/NAME@REVISION, as it is; repeatable."),
 ]
 Tokens = Annotated[
     str, typer.Option(help="Tokens to train on: 512k, 2m; of checkpoints: of each corpus at most, default 64k.")

@@ -20,6 +20,7 @@ from models import from_config
 from models.config import Config
 from models.language_model import LanguageModel
 from models.layouts import LAYOUTS, Fields, Layout
+from models.parallel import gathered, rank
 from models.tensor_files import DTYPES, WEIGHTS, CheckpointError, Stored, read_json, stored_tensors
 
 __all__ = ["CheckpointError", "load_checkpoint", "save_checkpoint"]
@@ -57,10 +58,13 @@ def save_checkpoint(model: LanguageModel, folder: str | os.PathLike[str]) -> Non
     """Writes config.json and model.safetensors, tied weights once; other files in the folder stay.
 
     The folder holds the old checkpoint, the new one or, for an instant between them, none that loads: never a mixture.
+    Every rank of a model that FSDP has sharded calls it, and the first writes.
     """
+    weights = {name: tensor.contiguous() for name, tensor in gathered(_own_tensors(model)).items()}
+    if rank() != 0:
+        return
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.detach().contiguous() for name, tensor in _own_tensors(model).items()}
     config = {"model_type": "retbench", **asdict(model.config)}
     with TemporaryDirectory(prefix=".saving-", dir=folder) as temporary:
         new = Path(temporary)

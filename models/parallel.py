@@ -6,6 +6,7 @@ built the same whole model; it keeps its part. Torch's DTensor does the splittin
 
 # B batch, T positions, N positions of a batch, V vocabulary
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial, reduce
 from typing import TYPE_CHECKING, Any, cast
@@ -115,9 +116,9 @@ def fully_shard_(model: "LanguageModel", mesh: "DeviceMesh") -> None:
     register_fsdp_forward_method(model, "loss")
 
 
-def whole(logits: Tensor) -> Tensor:
-    """Logits (..., V) that the ranks have parts of, on every rank; plain ones are whole."""
-    found: Tensor = logits.full_tensor() if hasattr(logits, "full_tensor") else logits
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor that the ranks have parts of, such as logits (..., V), on every rank; a plain one is whole."""
+    found: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return found
 
 
@@ -173,6 +174,32 @@ def local(tensor: Tensor) -> Tensor:
     # Without an import of DTensor, which takes a second, where there can be none.
     part: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     return part
+
+
+def rank() -> int:
+    """This process's place among the ranks, 0 where it is alone."""
+    return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
+
+
+def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Whole tensors by name on the first rank, none on the others, which give their parts: every rank calls it."""
+    found = {}
+    for name, tensor in tensors.items():  # one at a time, so that only the first rank ever holds them all
+        together = whole(tensor.detach())
+        if rank() == 0:
+            found[name] = together
+    return found
+
+
+def split_as(tensor: Tensor, other: Tensor) -> Tensor:
+    """A whole tensor that all ranks have, split between them as ``other`` is; every rank calls it."""
+    if not hasattr(other, "device_mesh"):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    like = cast("DTensor", other)
+    split: Tensor = distribute_tensor(tensor, like.device_mesh, like.placements)
+    return split
 
 
 def _has(module: nn.Module, name: str) -> bool:

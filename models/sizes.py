@@ -12,7 +12,9 @@ class Size:
 
 
 SIZES = {
+    "nano": Size(128, 1),
     "tiny": Size(128, 2),
+    "micro": Size(192, 3),
     "mini": Size(256, 4),
     "small": Size(768, 12),
     "200m": Size(1024, 16),

@@ -1,4 +1,7 @@
-"""Checkpoints as rows of a sweep: a name and an identity from their files, without loading them or torch."""
+"""Checkpoints as rows of a sweep: a name and an identity from their files, without loading them or torch.
+
+A folder is one, or what the hub holds under a name, which is downloaded.
+"""
 
 import hashlib
 import json
@@ -6,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.catalogue import systems
+from retbench import hub
 from retbench.errors import UsageError
 
 OWN = "retbench"  # the model_type of our own checkpoints, whose config names the system
@@ -17,11 +21,26 @@ class Checkpoint:
 
     folder: Path
     system: str  # "retnet:my-folder", so that it stands beside the built systems of its kind
-    weights: str
+    weights: str  # a hash or, of the hub's, repository and commit
 
 
-def find_checkpoint(folder: Path) -> Checkpoint:
-    """Raises UsageError for a folder that is no checkpoint; what is wrong inside shows when it is loaded."""
+def find_checkpoint(given: str | Path) -> Checkpoint:
+    """Of a folder or hub:OWNER/NAME@REVISION; raises UsageError for what is no checkpoint or cannot be downloaded.
+
+    What is wrong inside shows when it is loaded.
+    """
+    if not str(given).startswith(hub.PREFIX):
+        folder = Path(given)
+        kind, files = _inspect(folder)
+        return Checkpoint(folder, f"{kind}:{folder.resolve().name}", _identity(folder / "config.json", files))
+    found = hub.download(str(given))
+    kind, _ = _inspect(found.folder)
+    name = found.repository.rpartition("/")[2]
+    return Checkpoint(found.folder, f"{kind}:{name}", f"{found.repository}@{found.commit}")
+
+
+def _inspect(folder: Path) -> tuple[str, list[Path]]:
+    """The system of a checkpoint and its files of weights."""
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -36,7 +55,7 @@ def find_checkpoint(folder: Path) -> Checkpoint:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise UsageError(f"--checkpoint {folder}: no .safetensors file in it")
-    return Checkpoint(folder, f"{kind}:{folder.resolve().name}", _identity(path, files))
+    return str(kind), files
 
 
 def _system_of(model_type: object) -> str | None:

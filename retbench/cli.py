@@ -32,7 +32,18 @@ def main() -> None:
 def make_app() -> typer.Typer:
     """The application, with a verb for every experiment."""
     # Imported late: they import models, which check_packages looks at first.
-    from retbench import compare, doctor, gate_command, generate, gguf_import, history, planner, report_command, train
+    from retbench import (
+        compare,
+        doctor,
+        gate_command,
+        generate,
+        gguf_import,
+        history,
+        planner,
+        report_command,
+        reproduce,
+        train,
+    )
 
     app = typer.Typer(
         help="Measures RetNet against Transformers and regenerates the paper's tables and figures.",
@@ -50,6 +61,7 @@ def make_app() -> typer.Typer:
     app.command("plan", help=planner.__doc__)(planner.command)
     app.command("report", help=report_command.__doc__)(report_command.command)
     app.command("train", help=train.__doc__)(train.command)
+    app.command("reproduce", help=reproduce.__doc__)(reproduce.command)
     peers = typer.Typer(help="Other projects' models, to be measured beside ours.", rich_markup_mode=None)
     peers.command("install")(_install_peers)
     app.add_typer(peers, name="peers")

@@ -16,6 +16,8 @@ from retbench.devices.cpu import KEEP
 
 ROOT = Path(__file__).resolve().parent.parent
 
+PACKAGES = ("retbench", "models", "experiments")  # records that are kept beside them change while they are made
+
 # What changes between runs without making their numbers incomparable.
 NOT_IDENTIFYING = ("commit", "dirty", "retbench", "kernel", "memory_bytes", "code")
 
@@ -89,7 +91,7 @@ def _hardware(device: Device) -> list[dict[str, str | int]]:
 
 
 def _commit() -> dict[str, Any]:
-    """The commit of a source checkout and whether its files differ from it; None where there is no checkout."""
+    """The commit of a source checkout and whether our packages differ from it; None where there is no checkout."""
     if not (ROOT / ".git").exists():
         return {"commit": None, "dirty": None}
     variables = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
@@ -99,6 +101,7 @@ def _commit() -> dict[str, Any]:
         return subprocess.run(command, capture_output=True, text=True, check=False, env=variables).stdout.strip()
 
     try:
-        return {"commit": git("rev-parse", "HEAD") or None, "dirty": bool(git("status", "--porcelain", "-uno"))}
+        dirty = git("status", "--porcelain", "-uno", "--", *PACKAGES)
+        return {"commit": git("rev-parse", "HEAD") or None, "dirty": bool(dirty)}
     except OSError:
         return {"commit": None, "dirty": None}  # git is not installed

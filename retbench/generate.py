@@ -2,12 +2,12 @@
 
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from retbench import options
+from retbench.checkpoints import find_checkpoint
 from retbench.devices import find_device
 from retbench.errors import UsageError
 from retbench.timing import Stopwatch, rate
@@ -22,7 +22,9 @@ INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # how a decoder shows the first half o
 
 
 def command(
-    checkpoint: Annotated[Path, typer.Option(help="Folder with config.json and safetensors.")],
+    checkpoint: Annotated[
+        str, typer.Option(help="Folder with config.json and safetensors, or hub:OWNER/NAME@REVISION.")
+    ],
     prompt: Annotated[str, typer.Option(help="The text to continue.")],
     max_tokens: Annotated[int, typer.Option(help="Tokens to generate at most.", min=1)] = 128,
     temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0.0)] = 0.0,
@@ -36,6 +38,7 @@ def command(
         raise UsageError(f"--top-p {top_p} is not possible: above 0 and at most 1")
     chosen = find_device(device)
     torch_dtype = None if dtype == "auto" else options.check_dtype(dtype)
+    folder = find_checkpoint(checkpoint).folder
 
     import torch
 
@@ -44,10 +47,10 @@ def command(
 
     torch.set_num_threads(options.check_threads(threads, chosen))
     try:
-        model = load_checkpoint(checkpoint, torch_dtype and TORCH_DTYPES[torch_dtype], chosen.name)
+        model = load_checkpoint(folder, torch_dtype and TORCH_DTYPES[torch_dtype], chosen.name)
     except CheckpointError as error:
         raise UsageError(str(error)) from error
-    tokenizer = load_tokenizer(checkpoint)
+    tokenizer = load_tokenizer(folder)
     prompt_ids = tokenizer.encode(prompt)
     _check(model, tokenizer, prompt_ids)
     stopwatch = Stopwatch(chosen)

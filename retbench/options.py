@@ -29,8 +29,11 @@ SeqLen = Annotated[str, typer.Option(help="Lengths: 8192, lists 1k,2k (1k = 1024
 BatchSize = Annotated[str, typer.Option(help="Batch sizes: lists and ranges as for --seq-len.")]
 Systems = Annotated[str, typer.Option(help="Comma-separated, or all of the paper's; see: retbench list systems.")]
 Checkpoints = Annotated[
-    list[Path] | None,
-    typer.Option("--checkpoint", help="Folder of a checkpoint to measure too; repeatable. Alone: --systems none."),
+    list[str] | None,
+    typer.Option(
+        "--checkpoint",
+        help="Folder of a checkpoint, or hub:OWNER/NAME@REVISION, to measure too; repeatable. Alone: --systems none.",
+    ),
 ]
 Peers = Annotated[
     list[str] | None,
@@ -80,7 +83,7 @@ class Grid:
     threads: int
     mem_limit: str
     seed: int
-    checkpoints: tuple[Path, ...] = ()
+    checkpoints: tuple[str, ...] = ()
     peers: tuple[str, ...] = ()
     weights: str = "as-is"
     compile: bool = False
@@ -122,7 +125,7 @@ class Grid:
         sizes = [device.default_size()] if self.size == "auto" else choose(self.size, SIZES, "size")
         names = dict.fromkeys(self._system_names())
         names |= dict.fromkeys(row for peer in find_peers(self.peers) for row in (peer.twin, *peer.rows))
-        checkpoints = [find_checkpoint(folder) for folder in self.checkpoints]
+        checkpoints = [find_checkpoint(given) for given in self.checkpoints]
         groups = [[Row(name, size) for name in names] for size in sizes]
         groups.append([Row(found.system, "checkpoint", str(found.folder), found.weights) for found in checkpoints])
         return [group for group in groups if group]

@@ -38,16 +38,16 @@ class Settings:
     output_format: str
 
 
-def score_checkpoints(checkpoint: Sequence[Path], corpus: Sequence[str] | None, settings: Settings) -> None:
+def score_checkpoints(checkpoint: Sequence[str], corpus: Sequence[str] | None, settings: Settings) -> None:
     """Prints the scores of every checkpoint on every corpus; raises UsageError for what cannot be."""
     if settings.output_format not in FORMATS:
         raise UsageError(f"unknown format {settings.output_format!r}; formats are {', '.join(FORMATS)}")
     chosen = find_device(settings.device)
     length = max(parse_counts(settings.context, "--context"))
     most = max(parse_counts(settings.tokens, "--tokens"))
-    names = {folder: find_checkpoint(folder).system for folder in checkpoint}
+    names = {found.folder: found.system for found in map(find_checkpoint, checkpoint)}
     dtype = None if settings.dtype == "auto" else options.check_dtype(settings.dtype)
-    data = {(folder, name): _tokens(folder, name) for folder in checkpoint for name in corpus or _DEFAULT}
+    data = {(folder, name): _tokens(folder, name) for folder in names for name in corpus or _DEFAULT}
 
     import torch
 

@@ -1,13 +1,15 @@
 """Cells on several ranks. torchrun starts a process a rank; each runs its part of a cell in a child of its own.
 
 Rank 0 leads: it has the session, tells the others which cell is next, and makes one outcome of theirs. A child that
-dies therefore ends its cell and nothing else. What passes between the processes lies in torchrun's own store.
+dies therefore ends its cell and nothing else. A training run is such a cell too (``learning.ranks``). What passes
+between the processes lies in torchrun's own store.
 """
 
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from retbench.sweep import Execute
 
 LAUNCHER = "torch.distributed.run"  # the module that the command torchrun runs
+POLL_S = 0.05  # between two looks for the outcome of another rank, when rank 0 has its own
 RUN_LASTS = timedelta(days=30)  # the others wait so long for rank 0's next cell
 # Of several failures one is the cause. Ranks that wait for one that has gone fail too, with an error of the network.
 CAUSES: tuple[Status, ...] = ("oom", "killed", "unsupported", "timeout", "error")
@@ -46,22 +49,33 @@ def is_follower() -> bool:
 
 def check_ranks(training: Training, nproc: int, compiled: bool = False) -> None:
     """Raises UsageError where the processes are not as many as the options need, or cannot be started."""
-    tensor_parallel, data_parallel = training.tensor_parallel, training.data_parallel
-    needed = tensor_parallel * data_parallel
-    there = launched() or nproc
-    if min(tensor_parallel, data_parallel, nproc) < 1:
-        raise UsageError("--tensor-parallel, --data-parallel and --nproc are 1 or more")
+    check_degrees(training)
+    needed, there = training.ranks, launched() or nproc
+    if nproc < 1:
+        raise UsageError("--nproc is 1 or more")
     if compiled and needed > 1:
         raise UsageError("--compile is for one process: leave it out, or --tensor-parallel and --data-parallel")
-    if training.fsdp and data_parallel == 1:
-        raise UsageError("--fsdp shares the model out over data-parallel ranks: --data-parallel must be 2 or more")
     if there != needed:
         raise UsageError(
-            f"--tensor-parallel {tensor_parallel} x --data-parallel {data_parallel} needs {needed} processes, not "
-            f"{there}: give --nproc {needed}, or start it with torchrun --nproc-per-node {needed}"
+            f"--tensor-parallel {training.tensor_parallel} x --data-parallel {training.data_parallel} needs {needed} "
+            f"processes, not {there}: give --nproc {needed}, or start it with torchrun --nproc-per-node {needed}"
         )
-    if needed > 1 and launched() is None and find_spec(LAUNCHER) is None:
-        raise UsageError("torchrun is not there: this torch was built without torch.distributed; --nproc must be 1")
+    if needed > 1:
+        check_launcher()
+
+
+def check_launcher() -> None:
+    """Raises UsageError where several processes are needed, none have been started, and torchrun is not there."""
+    if launched() is None and find_spec(LAUNCHER) is None:
+        raise UsageError("torchrun is not there: this torch was built without torch.distributed; one process works")
+
+
+def check_degrees(training: Training) -> None:
+    """Raises UsageError for degrees that no number of processes can have."""
+    if min(training.tensor_parallel, training.data_parallel) < 1:
+        raise UsageError("--tensor-parallel and --data-parallel are 1 or more")
+    if training.fsdp and training.data_parallel == 1:
+        raise UsageError("--fsdp shares the model out over data-parallel ranks: --data-parallel must be 2 or more")
 
 
 def check_systems(cells: Sequence[Cell]) -> None:
@@ -74,12 +88,16 @@ def check_systems(cells: Sequence[Cell]) -> None:
         return  # without torch
     import torch
 
-    from models import build
+    from models import configure, from_config
+    from models.checkpoint import read_config
     from models.parallel import check_degree
 
     for cell, degree in degrees.items():
+        config = (
+            read_config(cell.checkpoint) if cell.checkpoint else configure(cell.system, cell.size, **cell.overrides)
+        )
         with torch.device("meta"):
-            model = build(cell.system, cell.size, **{**cell.overrides, "n_layers": 1})
+            model = from_config(replace(config, n_layers=1))
         try:
             check_degree(model, degree)
         except NotImplementedError:
@@ -95,21 +113,19 @@ def run(session: "Session", report: "Report", nproc: int) -> None:
     """
     training = session.cells[0].training or Training()
     check_systems(session.cells)
-    if session.dry_run and training.ranks > 1:
-        raise UsageError("--dry-run predicts one process: leave out --tensor-parallel and --data-parallel")
-    if training.ranks == 1:
+    if training.ranks == 1 or (session.dry_run and not is_follower()):
         session.run(report)
     elif launched() is None:
-        sys.exit(launch(nproc, sys.argv[1:]))
-    elif is_follower():
-        Group.join().follow()
-    else:
+        sys.exit(launch(nproc, "retbench", sys.argv[1:]))
+    elif not is_follower():
         with Group.join().lead() as execute:
-            replace(session, execute=execute, predicts=False).run(report)
+            replace(session, execute=execute).run(report)
+    elif not session.dry_run:
+        Group.join().follow()
 
 
-def launch(nproc: int, arguments: Sequence[str]) -> int:
-    """Runs ``retbench`` with the same arguments in ``nproc`` processes by torchrun -> the first exit status but 0."""
+def launch(nproc: int, module: str, arguments: Sequence[str]) -> int:
+    """Runs a module with the same arguments in ``nproc`` processes by torchrun -> the first exit status but 0."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args
@@ -117,7 +133,7 @@ def launch(nproc: int, arguments: Sequence[str]) -> int:
 
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # else torchrun says that it does so; children set their own
-    words = ["--standalone", "--nproc-per-node", str(nproc), "-m", "--", "retbench", *arguments]
+    words = ["--standalone", "--nproc-per-node", str(nproc), "-m", "--", module, *arguments]
     try:
         torchrun(parse_args(words))  # type: ignore[no-untyped-call]
     except ChildFailedError as error:
@@ -126,6 +142,16 @@ def launch(nproc: int, arguments: Sequence[str]) -> int:
     except SignalException as error:
         return 128 + error.sigval
     return 0
+
+
+@contextmanager
+def executing() -> Iterator[Callable[..., Outcome]]:
+    """What runs a request, as ``isolate.run_worker``: here or, for rank 0, on every rank that torchrun has started."""
+    if launched() is None:
+        yield isolate.run_worker
+    else:
+        with Group.join().lead() as execute:
+            yield execute
 
 
 @dataclass(frozen=True)
@@ -181,23 +207,35 @@ class Group:
         return cls(store, rank, world)
 
     @contextmanager
-    def lead(self) -> Iterator["Execute"]:
-        """For rank 0: what runs a cell on all ranks. The others end when the block does."""
+    def lead(self, listener: isolate.Listener = lambda message: None) -> Iterator["Execute"]:
+        """For rank 0: what runs a cell on all ranks; its own child's messages are told. The others end when it does."""
         asked = 0
 
-        def execute(request: dict[str, Any], threads: int, timeout_s: float, python: str) -> Outcome:
+        def execute(
+            request: dict[str, Any],
+            threads: int,
+            timeout_s: float,
+            python: str = sys.executable,
+            listener: isolate.Listener = listener,
+        ) -> Outcome:
             nonlocal asked
             errand = {"request": request, "threads": threads, "timeout_s": timeout_s, "python": python}
             asked += 1
             self.store.set(f"errand/{asked}", json.dumps(errand))
-            own = self._run(asked, errand)
-            others = [json.loads(self.store.get(f"outcome/{asked}/{rank}")) for rank in range(1, self.world)]
+            own = self._run(asked, errand, listener)
+            others = [json.loads(self._awaited(f"outcome/{asked}/{rank}")) for rank in range(1, self.world)]
             return combined([own, *(Ended(Outcome(**entry["outcome"]), entry["place"]) for entry in others)])
 
         try:
             yield execute
         finally:
             self.store.set(f"errand/{asked + 1}", json.dumps(None))
+
+    def _awaited(self, key: str) -> bytes:
+        """What another rank puts into the store; a signal is heeded meanwhile, as it is not in the store's own wait."""
+        while not self.store.check([key]):
+            time.sleep(POLL_S)
+        return self.store.get(key)
 
     def follow(self) -> None:
         """For the other ranks: runs this rank's part of every cell until rank 0 has no more."""
@@ -206,9 +244,11 @@ class Group:
             self.store.set(f"outcome/{asked}/{self.rank}", json.dumps(asdict(self._run(asked, errand))))
             asked += 1
 
-    def _run(self, number: int, errand: dict[str, Any]) -> "Ended":
+    def _run(self, number: int, errand: dict[str, Any], listener: isolate.Listener = lambda message: None) -> "Ended":
         request = {**errand["request"], "group": f"cell/{number}"}
-        outcome = isolate.run_worker(request, errand["threads"], errand["timeout_s"], errand["python"])
+        outcome = isolate.run_worker(
+            request, errand["threads"], errand["timeout_s"], errand["python"], listener=listener
+        )
         ended = Ended(outcome, self.store.add(f"ended/{number}", 1))
         if outcome.status != "ok":
             self.store.set(f"cell/{number}/failed", "")  # the children of the other ranks end then

@@ -63,6 +63,21 @@ class Learning:
 
 
 @dataclass(frozen=True)
+class Recall:
+    """How a model is trained on sequences of key-value pairs and queries: all that decides what it recalls."""
+
+    pairs: tuple[int, ...]  # of a sequence: a step has sequences of one of these numbers, in turn
+    tokens: int  # trained on
+    step_tokens: int
+    learning_rate: float  # the highest
+    warm_up_share: float  # of the steps
+
+    @property
+    def steps(self) -> int:
+        return -(-self.tokens // self.step_tokens)
+
+
+@dataclass(frozen=True)
 class Cell:
     """One measurement. ``backend`` and ``form`` are "auto" in a request and what was used in a record."""
 
@@ -91,6 +106,7 @@ class Cell:
     limit: int | None = None
     l_max: int | None = None  # of a Hyena: the longest text that it can read, which its filters depend on
     learning: Learning | None = None  # of a model that is trained from scratch
+    recall: Recall | None = None  # of one that is trained on generated pairs
 
     @property
     def overrides(self) -> dict[str, int]:
@@ -118,6 +134,8 @@ class Cell:
             known["learning"] = Learning(
                 **{**known["learning"], **{name: tuple(known["learning"][name]) for name in lists}}
             )
+        if known.get("recall") is not None:
+            known["recall"] = Recall(**{**known["recall"], "pairs": tuple(known["recall"]["pairs"])})
         return cls(**known)
 
     @property
@@ -127,7 +145,7 @@ class Cell:
         chunk = "" if self.chunk_size is None else f" chunk {self.chunk_size}"
         training = "" if self.training is None else self.training.words
         shape = f"batch {self.batch_size}, length {self.seq_len}"
-        seed = "" if self.learning is None else f", seed {self.seed}"
+        seed = "" if self.learning is None and self.recall is None else f", seed {self.seed}"
         return f"{self.system} {self.size}{weights}{compiled}{chunk}, {shape}{training and f', {training}'}{seed}"
 
 
@@ -139,4 +157,5 @@ _LATER = (
     "limit",
     "l_max",
     "learning",
+    "recall",
 )  # fields that keys and records of before do not have

@@ -9,6 +9,7 @@ import numpy as np
 
 MINIMUM_SAMPLES = {90: 64, 99: 662}
 RESAMPLES = 1000
+PAIRED = 3  # visits, from which on what differs between them can be told from what differs between positions
 
 
 @dataclass(frozen=True)
@@ -36,19 +37,33 @@ def median_interval(groups: Sequence[Sequence[float]]) -> Interval:
 
 
 def slope_interval(positions: Sequence[float], groups: Sequence[Sequence[Sequence[float]]]) -> Interval:
-    """Least-squares slope of the median over ``positions``; ``groups`` holds each position's groups of samples."""
+    """The least-squares slope over ``positions`` of a visit's medians, in the median over visits.
 
-    def slope(medians: np.ndarray) -> np.ndarray:
-        centred = np.asarray(positions, dtype=float) - np.mean(positions)
-        # Not @: BLAS would take its buffers from the memory that the cell may allocate.
-        products = np.einsum("p,p...->...", centred, medians)
-        return np.asarray(products / np.square(centred).sum())
+    ``groups`` holds each position's visits, a group of samples each. Positions are visited in turn, so that what slows
+    the machine for a while slows all positions of a visit; the bootstrap draws visits, then samples in each. A visit
+    that did not come to every position is left out; with fewer than ``PAIRED`` of them positions are drawn apart.
+    """
+    visits = min(map(len, groups))
+    paired = visits >= PAIRED
+    generator = np.random.default_rng(0)
+    drawn = generator.integers(visits, size=(RESAMPLES, visits))
+    resampled, measured = [], []
+    for at in groups:
+        kept = at[:visits] if paired else at
+        which = drawn if paired else generator.integers(len(kept), size=(RESAMPLES, len(kept)))
+        medians = np.median(_picked(kept, which, generator), axis=2)  # (RESAMPLES, visits)
+        resampled.append(medians if paired else np.median(medians, axis=1, keepdims=True))
+        found = np.array([np.median(group) for group in kept])
+        measured.append(found if paired else np.median(found, keepdims=True))
+    low, high = np.percentile(np.median(_slopes(positions, resampled), axis=1), _tails(visits))
+    return Interval(float(np.median(_slopes(positions, measured))), float(low), float(high))
 
-    resampled = np.stack([np.median(_resampled(at, seed), axis=1) for seed, at in enumerate(groups)])
-    slopes = slope(resampled)
-    low, high = np.percentile(slopes, _tails(min(len(at) for at in groups)))
-    measured = np.array([np.median(np.concatenate([np.asarray(group) for group in at])) for at in groups])
-    return Interval(float(slope(measured)), float(low), float(high))
+
+def _slopes(positions: Sequence[float], values: Sequence[np.ndarray]) -> np.ndarray:
+    """The least-squares slopes of values (P, ...) over P positions -> (...)."""
+    centred = np.asarray(positions, dtype=float) - np.mean(positions)
+    # Not @: BLAS would take its buffers from the memory that the cell may allocate.
+    return np.asarray(np.einsum("p,p...->...", centred, np.stack(values)) / np.square(centred).sum())
 
 
 def ratio_interval(before: Sequence[Sequence[float]], after: Sequence[Sequence[float]]) -> Interval:
@@ -111,13 +126,20 @@ def _tails(draws: int) -> list[float]:
 
 def _resampled(groups: Sequence[Sequence[float]], seed: int = 0) -> np.ndarray:
     """(RESAMPLES, n) samples: groups drawn with replacement, then samples of each drawn with replacement."""
+    if not len(groups):
+        raise ValueError("an interval needs at least one sample in every group")
     generator = np.random.default_rng(seed)
+    drawn = generator.integers(len(groups), size=(RESAMPLES, len(groups)))
+    return _picked(groups, drawn, generator).reshape(RESAMPLES, -1)
+
+
+def _picked(groups: Sequence[Sequence[float]], drawn: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Of each of the groups ``drawn`` (..., n) as many samples, drawn with replacement, as the largest group has."""
     lengths = np.array([len(group) for group in groups])
-    if not len(lengths) or lengths.min() == 0:
+    if lengths.min() == 0:
         raise ValueError("an interval needs at least one sample in every group")
     offsets = np.concatenate([[0], np.cumsum(lengths)[:-1]])
     flat = np.concatenate([np.asarray(group, dtype=float) for group in groups])
-    drawn = generator.integers(len(groups), size=(RESAMPLES, len(groups)))
-    within = (generator.random((RESAMPLES, len(groups), lengths.max())) * lengths[drawn][..., None]).astype(int)
-    picked: np.ndarray = flat[offsets[drawn][..., None] + within].reshape(RESAMPLES, -1)
+    within = (generator.random((*drawn.shape, lengths.max())) * lengths[drawn][..., None]).astype(int)
+    picked: np.ndarray = flat[offsets[drawn][..., None] + within]
     return picked

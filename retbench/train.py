@@ -12,7 +12,7 @@ import typer
 
 from models.catalogue import systems as known_systems
 from models.sizes import SIZES
-from retbench import options
+from retbench import options, ranks
 from retbench.devices import Device, find_device
 from retbench.environment import capture
 from retbench.errors import UsageError
@@ -44,6 +44,11 @@ def command(
     warm_up: Annotated[int, typer.Option(help="Steps in which the learning rate rises; -1: a twentieth.", min=-1)] = -1,
     schedule: Annotated[str, typer.Option(help=f"How it falls to 0: {', '.join(get_args(Schedule))}.")] = "linear",
     loss: Annotated[str, typer.Option(help="plain, or chunked: the logits of all positions are never held.")] = "plain",
+    data_parallel: Annotated[
+        int,
+        typer.Option(help="Processes that share micro-batches out; 0: as many as torchrun has started, or 1.", min=0),
+    ] = 0,
+    fsdp: Annotated[bool, typer.Option("--fsdp", help="They share weights and optimizer state out too.")] = False,
     dtype: options.DtypeName = "auto",
     device: options.DeviceName = "auto",
     threads: options.Threads = 0,
@@ -58,6 +63,8 @@ def command(
     length, sequences = _count(seq_len, "--seq-len"), _count(batch_size, "--batch-size")
     micro_batches = _count(grad_accumulation, "--grad-accumulation")
     steps = -(-total // (length * sequences * micro_batches))
+    nproc = data_parallel or ranks.launched() or 1
+    _check_ranks(nproc, fsdp, sequences)
     if not 0 < learning_rate < math.inf:
         raise UsageError(f"--learning-rate {learning_rate} is not possible: above 0")
     if warm_up >= steps:
@@ -81,16 +88,25 @@ def command(
         seed=seed,
         save_every=save_every,
         keep=keep,
+        data_parallel=nproc,
+        fsdp=fsdp,
     )
     folder = out or Path("runs") / f"{run.system}-{run.size}-seed{seed}"
-    try:
-        prepare(run, folder, resume)
-    except OSError as error:
-        raise UsageError(f"{error.filename or folder}: {error.strerror or error}") from error
+    if not ranks.is_follower():
+        try:
+            prepare(run, folder, resume)
+        except OSError as error:
+            raise UsageError(f"{error.filename or folder}: {error.strerror or error}") from error
+    if ranks.launched() == nproc > 1:
+        from retbench.learning.ranks import main
+
+        sys.exit(main(folder))
     result = read_result(folder)
     if result.get("status") == "ok":
         print(outcome(folder, result))
         return
+    if nproc > 1:
+        sys.exit(ranks.launch(nproc, "retbench.learning.ranks", [str(folder)]))
     sys.stdout.flush()
     os.execve(  # one process, which knows the variables from its start, and which a kill ends
         sys.executable, [sys.executable, "-m", "retbench.learning.loop", str(folder)], variables_of(run.threads)
@@ -117,6 +133,19 @@ def prepare(run: Run, folder: Path, resume: bool) -> None:
         raise UsageError(f"{folder} holds a run of other data: the corpus or the tokenizer has changed since")
     Batches(tokens.train.ids, run.seq_len, run.batch_size, run.seed)  # or there is too little
     lay_out(run, folder, vocabulary, tokens, capture(find_device(run.device), run.threads), stored or {})
+
+
+def _check_ranks(nproc: int, fsdp: bool, sequences: int) -> None:
+    """Raises UsageError where the processes are not as many as the options need, or cannot share a micro-batch out."""
+    started = ranks.launched()
+    if started not in (None, nproc):
+        raise UsageError(f"--data-parallel {nproc} needs {nproc} processes; torchrun has started {started}")
+    if fsdp and nproc == 1:
+        raise UsageError("--fsdp shares the model out over processes: --data-parallel must be 2 or more")
+    if sequences % nproc:
+        raise UsageError(f"--batch-size {sequences} cannot be shared out over {nproc} processes: a multiple of {nproc}")
+    if nproc > 1:
+        ranks.check_launcher()
 
 
 def one_of(text: str, known: Iterable[str], what: str) -> str:

@@ -49,7 +49,8 @@ def main(descriptor: int) -> None:
     def send(message: dict[str, Any]) -> None:
         os.write(descriptor, json.dumps(message).encode() + b"\n")
 
-    tasks = _TASKS | {"evaluate": partial(_evaluate, send=send), "learn": partial(_learn, send=send)}
+    sending = {"evaluate": _evaluate, "learn": _learn, "recall": _recall, "train": _train}
+    tasks = _TASKS | {name: partial(task, send=send) for name, task in sending.items()}
     try:
         for message in tasks[request["task"]](request):
             send(message)
@@ -63,10 +64,11 @@ def _measure(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     deadline = Deadline(request["budget_s"])
     import torch
 
+    from models.linear import onednn_refusal
     from retbench.measure import TORCH_DTYPES, Task, backend_of
     from retbench.measure.compile import compile_cell
     from retbench.measure.quantize import quantize
-    from retbench.measure.ranks import join_group, keep_part_, leave_group
+    from retbench.measure.ranks import join_group, keep_part_, leave_group, reader
 
     cell = Cell.from_dict(request["cell"])
     device = find_device(cell.device)
@@ -74,8 +76,10 @@ def _measure(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     torch.set_num_threads(cell.threads)
     torch.set_default_dtype(TORCH_DTYPES[cell.dtype])
     if "group" in request:
-        join_group(cell, request["group"])
+        join_group(cell.device, request["group"])
     if cell.mem_limit_bytes is not None:
+        if cell.device == "cpu" and cell.dtype == "fp32":
+            onednn_refusal(cell.threads)  # the memory of this trial is not the cell's
         device.limit_memory(cell.mem_limit_bytes)
     with torch.device(cell.device):
         model = _model(cell)
@@ -85,7 +89,9 @@ def _measure(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
         task = Task(cell, device, deadline, **given)
         if "group" in request:
             parameters = sum(parameter.numel() for parameter in model.parameters())
-            keep_part_(cast("LanguageModel", model), task, cast(Training, cell.training))
+            training = cast(Training, cell.training)
+            keep_part_(cast("LanguageModel", model), cell.device, training)
+            task.generator.manual_seed(cell.seed + reader(training))
         if cell.quantize != "none":
             yield quantize(cast("LanguageModel", model), task)  # peers are measured as they are
         yield {"cell": {"backend": backend_of(model), "form": model.decode_form}, "notes": model.notes}
@@ -180,11 +186,25 @@ def _evaluate(request: dict[str, Any], send: Send) -> Iterator[dict[str, Any]]:
     yield from evaluate(request, send)
 
 
+def _train(request: dict[str, Any], send: Send) -> Iterator[dict[str, Any]]:
+    """A rank's part of a training run; ``send`` gets its steps meanwhile."""
+    from retbench.learning.ranks import train
+
+    yield from train(request, send)
+
+
 def _learn(request: dict[str, Any], send: Send) -> Iterator[dict[str, Any]]:
     """What comes of a system that is trained from scratch; ``send`` gets its progress meanwhile."""
     from retbench.learning.child import learn
 
     yield from learn(request, send)
+
+
+def _recall(request: dict[str, Any], send: Send) -> Iterator[dict[str, Any]]:
+    """What a system recalls that is trained to; ``send`` gets its progress meanwhile."""
+    from retbench.learning.recall import recall
+
+    yield from recall(request, send)
 
 
 def _bad_input(cell: Cell, error: ValueError) -> dict[str, Any]:

@@ -1,19 +1,26 @@
-"""Our models as lm-eval sees them: its ``TemplateLM`` over the contract of a language model."""
+"""Our models as lm-eval sees them: its ``TemplateLM`` over the contract of a language model.
+
+On several ranks lm-eval runs whole on each, which is cheap; the requests are shared out below it, so that each rank has
+all results, and the examples before a document are those of one process.
+"""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from retbench.evaluate import shares
+from retbench.evaluate.generation import Request, generate_texts
 from retbench.evaluate.scoring import Score, Scorer
-from retbench.generate import generate
 from retbench.tokenizer import Tokenizer
 
 NEWLINE = ord("\n")  # what begins a text where the tokenizer has neither BOS nor EOS
 MAX_GENERATED = 256  # tokens, where a task does not say
 
-Progress = Callable[[int, int], None]  # requests done, requests
+Progress = Callable[[int, int], None]  # requests done, requests, of this rank
 
 
 class ContractLM(TemplateLM):  # type: ignore[misc, unused-ignore]
@@ -61,34 +68,31 @@ class ContractLM(TemplateLM):  # type: ignore[misc, unused-ignore]
         return sums
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        texts = []
-        for request in requests:
-            texts.append(self._continue(*request.args))
-            self.progress(len(texts), len(requests))
-        return texts
+        asked = [self._request(*request.args) for request in requests]
 
-    def _continue(self, context: str, options: dict[str, Any]) -> str:
-        """The text up to the first of the stop strings, EOS or the largest number of tokens."""
-        most = int(options.get("max_gen_toks", MAX_GENERATED))
-        temperature = float(options.get("temperature", 0.0)) if options.get("do_sample") else 0.0
-        until = options.get("until") or []
-        stops = [until] if isinstance(until, str) else list(until)
+        def run(mine: list[Request]) -> list[str]:
+            return generate_texts(self.scorer.model, self.encoder, mine, partial(self._tell, total=len(mine)))
+
+        return shares.shared(asked, shares.by_length([one.longest for one in asked], shares.world()), run)
+
+    def _request(self, context: str, options: dict[str, Any]) -> Request:
+        """What lm-eval asks for, the context cut from the left so that there is room for what is generated."""
+        known = normalize_gen_kwargs(options, MAX_GENERATED)
+        most = known["max_gen_toks"]
         room = self.scorer.max_length - most
         if room < 1:
             raise ValueError(f"{most} tokens to generate leave no room for a context in {self.scorer.max_length}")
         prompt = self.tok_encode(context)[-room:] or [self.prefix_token_id]
-        ids: list[int] = []
-        for token in generate(self.scorer.model, prompt, temperature):
-            if token == self.encoder.eos:
-                break
-            ids.append(token)
-            text = self.encoder.decode(ids)
-            if len(ids) == most or any(stop in text for stop in stops):
-                break
-        text = self.encoder.decode(ids)
-        return text[: min((text.find(stop) for stop in stops if stop in text), default=len(text))]
+        stops = tuple(stop for stop in known["until"] if stop)
+        return Request(tuple(prompt), most, stops, known.get("temperature", 0.0))
+
+    def _tell(self, done: int, total: int) -> None:
+        self.progress(done, total)
 
     def _score(self, requests: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Score]:
-        found = self.scorer.score(requests, lambda done: self.progress(done, len(requests)))
+        def run(mine: list[tuple[Sequence[int], Sequence[int]]]) -> list[Score]:
+            return self.scorer.score(mine, partial(self._tell, total=len(mine)))
+
+        found = shares.shared(requests, shares.by_prefix(requests, shares.world()), run)
         self.scores += found
         return found

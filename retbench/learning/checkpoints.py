@@ -12,6 +12,7 @@ from torch import Tensor
 
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.linear import decide_onednn, onednn_refusal
+from models.parallel import gathered, rank
 from retbench.learning.run import CHECKPOINT, Run, checkpoints, write_json
 from retbench.measure import TORCH_DTYPES
 from retbench.measure.train_step import Trainer
@@ -35,16 +36,21 @@ class Restored:
 def save(folder: Path, trainer: Trainer, step: int, run: Run) -> Path:
     """Adds the checkpoint after ``step`` steps, which a run can be continued from, and deletes those before the last.
 
-    It has a name of its own while it is written: killed at any moment, every checkpoint there is whole.
+    It has a name of its own while it is written: killed at any moment, every checkpoint there is whole. Ranks save
+    together, and the first writes; it is the checkpoint of one process.
     """
     new, final = folder / f"{UNFINISHED}{step}", folder / f"{CHECKPOINT}{step:08d}"
-    new.mkdir()
+    if rank() == 0:
+        new.mkdir()
     save_checkpoint(trainer.model, new)
+    optimizer = gathered(trainer.optimizer.state())
+    if rank() != 0:
+        return final
     rng = {"rng.cpu": torch.get_rng_state()}
     if run.device == "cuda":
         rng["rng.cuda"] = torch.cuda.get_rng_state()
-    save_file({name: x.contiguous() for name, x in (trainer.optimizer.state() | rng).items()}, new / OPTIMIZER)
-    write_json(new / TRAINING, {"step": step, "onednn_refusal": onednn_refusal(run.threads)})
+    save_file({name: x.contiguous() for name, x in (optimizer | rng).items()}, new / OPTIMIZER)
+    write_json(new / TRAINING, {"step": step, "onednn_refusal": onednn_refusal(run.rank_threads)})
     for tokenizer in folder.glob("tokenizer.*"):
         shutil.copyfile(tokenizer, new / tokenizer.name)
     new.rename(final)
@@ -55,14 +61,14 @@ def save(folder: Path, trainer: Trainer, step: int, run: Run) -> Path:
 
 def restore(folder: Path, run: Run) -> Restored | None:
     """The newest checkpoint, None where there is none; float32 products will be computed as they were before it."""
-    for name in (UNFINISHED, UNWANTED):
+    for name in (UNFINISHED, UNWANTED) if rank() == 0 else ():
         for left in folder.glob(f"{name}*"):
             shutil.rmtree(left)
     found = checkpoints(folder)
     if not found:
         return None
     facts = json.loads((found[-1] / TRAINING).read_text(encoding="utf-8"))
-    decide_onednn(run.threads, facts["onednn_refusal"])
+    decide_onednn(run.rank_threads, facts["onednn_refusal"])
     model = load_checkpoint(found[-1], TORCH_DTYPES[run.dtype], run.device)
     tensors = load_file(found[-1] / OPTIMIZER)
     torch.set_rng_state(tensors.pop("rng.cpu"))

@@ -21,6 +21,7 @@ from retbench.spec import Cell, Dtype
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from retbench.learning.suite import Suite
     from retbench.session import Report
 
 MOST_SEEDS = 100
@@ -91,10 +92,14 @@ def trainable(dtype: Dtype) -> Dtype:
 
 def run(experiment: str, asked: Asked, report: "Report") -> None:
     """Trains what is not trained yet and shows everything; a dry run shows what a step of each system needs."""
+    preset, systems, seeds = asked.setting()
+    run_cells(experiment, preset.cells(systems, seeds), preset, asked, report)
+
+
+def run_cells(experiment: str, cells: Sequence[Cell], preset: Preset, asked: Asked, report: "Report") -> None:
+    """``run`` of some of the cells of a preset."""
     from rich.console import Console
 
-    preset, systems, seeds = asked.setting()
-    cells = preset.cells(systems, seeds)
     console = Console(stderr=True)
     if not asked.dry_run:
         train(experiment, cells, asked, report, console)
@@ -108,7 +113,11 @@ def dry_run(cells: Sequence[Cell], specification: str, output_format: str) -> No
     from retbench.planner import show_plan
     from retbench.specifications import find_specification
 
-    steps = [replace(cell, workload="train_step", learning=None, seed=0) for cell in cells if cell.system not in ORDERS]
+    steps = [
+        replace(cell, workload="train_step", learning=None, recall=None, seed=0)
+        for cell in cells
+        if cell.system not in ORDERS
+    ]
     show_plan(list(dict.fromkeys(steps)), find_specification(specification), output_format)
 
 
@@ -116,7 +125,6 @@ def train(experiment: str, cells: Sequence[Cell], asked: Asked, report: "Report"
     """Runs the cells and shows their tables and figures."""
     from retbench.learning.material import bound, read_material  # these load numpy
     from retbench.learning.suite import Suite
-    from retbench.session import show
 
     first = cells[0]
     assert first.learning is not None, "a preset's cells learn"
@@ -127,14 +135,21 @@ def train(experiment: str, cells: Sequence[Cell], asked: Asked, report: "Report"
     jobs = threads // first.threads if device.name == "cpu" else 1
     _say(console, _choice(cells))
     suite = Suite(experiment, bound(cells, material), device, material, asked.out, jobs)
+    run_suite(suite, report, asked.fresh, asked.output_format, console)
+
+
+def run_suite(suite: "Suite", report: "Report", fresh: bool, output_format: str, console: "Console") -> None:
+    """Runs what has no record yet and shows the tables and figures of all."""
+    from retbench.session import show
+
     try:
-        records = suite.run(console, asked.fresh)
+        records = suite.run(console, fresh)
     except KeyboardInterrupt:
-        _say(console, f"interrupted: what was trained is in {asked.out / 'runs'}; the same command continues")
+        _say(console, f"interrupted: what was trained is in {suite.out}; the same command continues")
         raise
-    show(report.tables(records), records, asked.output_format)
+    show(report.tables(records), records, output_format)
     _say(console, f"records: {suite.store.path}")
-    draw(experiment, report, records, asked.out, console)
+    draw(suite.experiment, report, records, suite.out, console)
 
 
 def draw(experiment: str, report: "Report", records: Sequence[Record], out: Path, console: "Console") -> None:

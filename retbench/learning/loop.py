@@ -9,16 +9,17 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import torch
 from rich.console import Console
 
-from models import build
+from models import build, load_checkpoint
+from models.parallel import rank
 from retbench.devices import Device, find_device
 from retbench.errors import UsageError
 from retbench.learning import checkpoints
@@ -26,11 +27,12 @@ from retbench.learning.batches import Batches
 from retbench.learning.ngrams import count
 from retbench.learning.perplexity import Losses, Score, score, sliding
 from retbench.learning.progress import TrainingProgress
-from retbench.learning.run import METRICS, ORDERS, REQUEST, RESULT, Run, keep_metrics, outcome, write_json
+from retbench.learning.run import METRICS, ORDERS, REQUEST, RESULT, Run, keep_metrics, keep_result, said
+from retbench.learning.run import checkpoints as made_checkpoints
 from retbench.learning.token_files import Tokens, open_tokens
 from retbench.measure import TORCH_DTYPES
+from retbench.measure.ranks import averaged, keep_part_, meet
 from retbench.measure.train_step import Trainer
-from retbench.spec import Training
 from retbench.timing import Stopwatch
 from retbench.worker import failure
 
@@ -71,7 +73,7 @@ class Interrupt:
 
 @dataclass(frozen=True)
 class Loop:
-    """A run that is being made: its folder, its data and the device."""
+    """A run that is being made: its folder, its data and the device. Of several ranks the first alone writes."""
 
     folder: Path
     request: dict[str, Any]
@@ -93,19 +95,20 @@ class Loop:
         """Makes the steps that are missing -> the trainer and all steps made, fewer where an end was asked for."""
         trainer, first = self._start()
         batches = self.run.batches(self.tokens.train.ids)
-        keep_metrics(self.folder, first)
         stopwatch = Stopwatch(self.device)
-        with (self.folder / METRICS).open("a", encoding="utf-8") as metrics:
+        with self._metrics(first) as metrics:
             for step in range(first, self.run.steps):
                 line = self._step(trainer, batches, step)
                 stopwatch.lap()
                 line["step_ms"] = stopwatch.laps_s[-1] * 1e3
-                metrics.write(json.dumps(line) + "\n")
-                metrics.flush()
-                told(step + 1, line["loss"], stopwatch.laps_s[-1])
+                if metrics:
+                    metrics.write(json.dumps(line) + "\n")
+                    metrics.flush()
+                    told(step + 1, line["loss"], stopwatch.laps_s[-1])
                 last = step + 1 == self.run.steps or interrupt.asked
                 if last or (step + 1) % self.run.save_every == 0:
-                    os.fsync(metrics.fileno())
+                    if metrics:
+                        os.fsync(metrics.fileno())
                     checkpoints.save(self.folder, trainer, step + 1, self.run)
                 if interrupt.asked:
                     return trainer, step + 1
@@ -115,29 +118,43 @@ class Loop:
         """What becomes the result after so many steps."""
         if made < self.run.steps:
             return {"status": "interrupted", "step": made}
-        return {"status": "ok", "step": made, **self._held_out(trainer.model)}
+        return {"status": "ok", "step": made, **self._held_out(self._whole(trainer.model))}
 
     def _start(self) -> tuple[Trainer, int]:
         """A trainer after the newest checkpoint, or a fresh one, and the steps already made."""
         run = self.run
-        training = Training(run.checkpointing, run.grad_accumulation, run.loss)
         restored = checkpoints.restore(self.folder, run)
+        meet()  # all ranks have read what the first may change from now on
+        options = {"seed": run.seed, "vocab_size": self.tokens.header.vocab_size, **run.overrides}
+        model = restored.model if restored else build(run.system, run.size, **options)
+        if run.data_parallel > 1:
+            keep_part_(model, run.device, run.training)
+        trainer = Trainer(model, run.training, run.learning_rate)
         if restored is None:
-            options = {"seed": run.seed, "vocab_size": self.tokens.header.vocab_size, **run.overrides}
-            model = build(run.system, run.size, **options)
-            trainer = Trainer(model, training, run.learning_rate)
             checkpoints.save(self.folder, trainer, 0, run)  # holds how products are computed
             return trainer, 0
-        trainer = Trainer(restored.model, training, run.learning_rate)
         trainer.optimizer.restore(restored.optimizer)
         return trainer, restored.step
+
+    def _metrics(self, first: int) -> AbstractContextManager[TextIO | None]:
+        """The file that steps after ``first`` are added to, on the first rank."""
+        if rank() != 0:
+            return nullcontext()
+        keep_metrics(self.folder, first)
+        return (self.folder / METRICS).open("a", encoding="utf-8")
+
+    def _whole(self, model: "LanguageModel") -> "LanguageModel":
+        """The model that was trained; from its checkpoint where each rank has a part."""
+        if self.run.data_parallel == 1:
+            return model
+        return load_checkpoint(made_checkpoints(self.folder)[-1], TORCH_DTYPES[self.run.dtype], self.run.device)
 
     def _step(self, trainer: Trainer, batches: Batches, step: int) -> dict[str, Any]:
         """One optimizer step -> its line of metrics; raises DivergedError before a bad one changes a weight."""
         run = self.run
-        tokens = torch.from_numpy(batches.at(step)).to(run.device)
         shape = (run.grad_accumulation, run.batch_size, run.seq_len + 1)  # (A, B, T + 1)
-        loss = trainer.backward(tokens.view(shape)).item()
+        tokens = torch.from_numpy(batches.at(step)).view(shape).chunk(run.data_parallel, dim=1)[rank()]
+        loss = averaged(trainer.backward(tokens.to(run.device))).item()
         norm = trainer.optimizer.clip(CLIP).item()
         _check(step, loss, norm, self.tokens.header.vocab_size)
         trainer.optimizer.learning_rate = run.learning_rate_at(step)
@@ -205,28 +222,18 @@ def train(folder: Path) -> dict[str, Any]:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is becomes the status of the run
             result = dict(failure(error))
-    result = {"schema_version": 1, "reason": None, **result, **loop.request}
-    write_json(folder / RESULT, result)
-    return result
+    return keep_result(folder, loop.request, result)
 
 
 def main(folder: Path) -> int:
     """The exit status: 0 done, 1 failed, 2 bad input, 130 interrupted."""
     try:
-        result = train(folder)
+        return said(folder, train(folder))
     except UsageError as error:
         print(f"retbench: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
-    if result["status"] == "ok":
-        print(outcome(folder, result))
-        return 0
-    if result["status"] == "interrupted":
-        print(f"retbench: interrupted after step {result['step']}; --resume goes on from there", file=sys.stderr)
-        return 130
-    print(f"retbench: {result['status']}, {result['reason']}", file=sys.stderr)
-    return 1
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ class Preset:
     sizes: Mapping[str, float]  # to the highest learning rate of each
     distinct_tokens: int | None = None  # that are read again and again, where not all are
     n_layers: int | None = None  # where they are not the size's
-    tokens_per_s: Mapping[str, float] = field(default_factory=dict)  # of each of SIDE_BY_SIDE runs, measured
+    tokens_per_s: Mapping[str, float] = field(default_factory=dict)  # of SIDE_BY_SIDE runs, by system or "system size"
     scoring_s: float = 0.0  # of a run, and its start
 
     @property
@@ -100,16 +100,21 @@ class Preset:
         if not self.tokens_per_s:
             raise UsageError(f"preset {self.name} states no speeds that a budget could be shared out by: give --tokens")
         trained = [system for system in systems if system not in ORDERS]
-        slowest = min(self.tokens_per_s.values())
-        a_token_s = sum(1 / self.tokens_per_s.get(system, slowest) for system in trained)
-        needed_s = (len(trained) * self.scoring_s + self.step_tokens * a_token_s) * seeds / SIDE_BY_SIDE
+        a_token_s = sum(1 / self._speed(system, size) for size in self.sizes for system in trained)
+        scoring_s = len(trained) * len(self.sizes) * self.scoring_s
+        needed_s = (scoring_s + self.step_tokens * a_token_s) * seeds / SIDE_BY_SIDE
         if budget_s < needed_s:
             raise UsageError(
                 f"--budget {format_duration(budget_s)} is too small: one step of {len(trained)} systems with {seeds} "
                 f"seed{'s' * (seeds > 1)} and their scoring take about {format_duration(needed_s)}"
             )
-        tokens = (SIDE_BY_SIDE * budget_s / seeds - len(trained) * self.scoring_s) / a_token_s
+        tokens = (SIDE_BY_SIDE * budget_s / seeds - scoring_s) / a_token_s
         return replace(self, tokens=int(tokens) // self.step_tokens * self.step_tokens)
+
+    def _speed(self, system: str, size: str) -> float:
+        """Tokens a second; without a stated one the slowest that is stated."""
+        stated = (self.tokens_per_s.get(name) for name in (f"{system} {size}", system))
+        return next(filter(None, stated), min(self.tokens_per_s.values()))
 
 
 def presets() -> list[str]:

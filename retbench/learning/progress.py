@@ -82,4 +82,7 @@ def summary(record: Record) -> str:
     if record.status != "ok":
         return f"{record.status}, {record.reason}"
     metrics = record.metrics
+    if record.cell.recall:
+        shares = ", ".join(f"{metrics[f'accuracy_at_{pairs}']:.2f} of {pairs}" for pairs in record.cell.recall.pairs)
+        return f"recalls {shares} pairs"
     return f"perplexity {metrics['perplexity']:.2f}, {metrics['bits_per_byte']:.3f} bits a byte"

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,12 +19,16 @@ if TYPE_CHECKING:
 ORDERS = {"unigram": 1, "5-gram": 5}  # n-grams that a model must beat before its loss means anything
 REQUEST, METRICS, RESULT = "run.json", "metrics.jsonl", "result.json"  # in the folder of a run
 CHECKPOINT = "step-"  # and the steps made
+SHARING = ("data_parallel", "fsdp")  # fields that may change when a run goes on
 SAVES, MOST_UNSAVED = 10, 500  # checkpoints of a run that a cell asks for, and the steps between two at most
 
 
 @dataclass(frozen=True)
 class Run:
-    """Everything that decides the losses of a run on one machine, and how often it is saved."""
+    """Everything that decides the losses of a run on one machine, and how often it is saved.
+
+    How ranks share it changes the losses by rounding alone: together they read the sequences of one process.
+    """
 
     system: str
     size: str
@@ -31,7 +36,7 @@ class Run:
     tokenizer: str
     tokens: int  # to train on; the last step is a whole one
     seq_len: int
-    batch_size: int  # sequences of a micro-batch
+    batch_size: int  # sequences of a micro-batch, shared out over the ranks
     grad_accumulation: int
     learning_rate: float  # the highest
     warm_up: int  # steps
@@ -39,10 +44,12 @@ class Run:
     loss: Loss
     dtype: Dtype
     device: str
-    threads: int
+    threads: int  # of all ranks on this machine
     seed: int
     save_every: int  # steps
     keep: int  # checkpoints
+    data_parallel: int = 1  # ranks
+    fsdp: bool = False  # whether they share weights, gradients and optimizer state out
     checkpointing: Checkpointing = "none"
     distinct_tokens: int | None = None  # that an epoch has at most, in whole sequences
     overrides: dict[str, int] = field(default_factory=dict)  # fields of the model's config beside its size
@@ -93,6 +100,21 @@ class Run:
     def steps(self) -> int:
         return -(-self.tokens // self.step_tokens)
 
+    @property
+    def rank_threads(self) -> int:
+        return max(1, self.threads // self.data_parallel)
+
+    @property
+    def training(self) -> Training:
+        """How its optimizer steps are made."""
+        return Training(
+            checkpointing=self.checkpointing,
+            grad_accumulation=self.grad_accumulation,
+            loss=self.loss,
+            data_parallel=self.data_parallel,
+            fsdp=self.fsdp,
+        )
+
     def learning_rate_at(self, step: int) -> float:
         """Rises over the first ``warm_up`` steps, then falls to nothing, as a line or as half a cosine."""
         if step < self.warm_up:
@@ -101,9 +123,10 @@ class Run:
         return self.learning_rate * (left if self.schedule == "linear" else (1 - math.cos(math.pi * left)) / 2)
 
     def differences(self, other: Self) -> str:
-        """The fields that differ, in words: ``seed 0, not 1``."""
+        """The fields that differ, in words, but for ``SHARING``: ``seed 0, not 1``."""
         pairs = zip(asdict(self).items(), asdict(other).values(), strict=True)
-        return ", ".join(f"{name} {mine}, not {theirs}" for (name, mine), theirs in pairs if mine != theirs)
+        found = [(name, mine, theirs) for (name, mine), theirs in pairs if mine != theirs and name not in SHARING]
+        return ", ".join(f"{name} {mine}, not {theirs}" for name, mine, theirs in found)
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -171,7 +194,26 @@ def read_result(folder: Path) -> dict[str, Any]:
     return found
 
 
-def outcome(folder: Path, result: dict[str, Any]) -> str:
+def keep_result(folder: Path, request: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
+    """Puts on disk how a run ended and what was asked for -> both."""
+    kept = {"schema_version": 1, "reason": None, **result, **request}
+    write_json(folder / RESULT, kept)
+    return kept
+
+
+def said(folder: Path, result: Mapping[str, Any]) -> int:
+    """Says how a run has ended -> the exit status: 0 done, 1 failed, 130 interrupted."""
+    if result["status"] == "ok":
+        print(outcome(folder, result))
+        return 0
+    if result["status"] == "interrupted":
+        print(f"retbench: interrupted after step {result['step']}; --resume goes on from there", file=sys.stderr)
+        return 130
+    print(f"retbench: {result['status']}, {result['reason']}", file=sys.stderr)
+    return 1
+
+
+def outcome(folder: Path, result: Mapping[str, Any]) -> str:
     """A finished run in words."""
     held_out = result["held_out"]
     baselines = ", ".join(f"{name} {perplexity:.2f}" for name, perplexity in result["baselines"].items())

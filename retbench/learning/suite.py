@@ -40,7 +40,7 @@ class Suite:
     experiment: str
     cells: Sequence[Cell]
     device: Device
-    material: Material
+    material: Material | None  # None where nothing is read and a run is too short to be resumed
     out: Path
     jobs: int = 1  # cells that are trained side by side
     execute: Execute = run_worker
@@ -55,7 +55,7 @@ class Suite:
 
     def key(self, cell: Cell) -> str:
         """What makes a run and its record reusable: the same cell, code that learns, and environment."""
-        return sha256(["learn", cell.to_dict(), code_hash(patterns=CODE), self.environment["fingerprint"]])
+        return sha256([cell.workload, cell.to_dict(), code_hash(patterns=CODE), self.environment["fingerprint"]])
 
     def folder(self, cell: Cell) -> Path:
         """Of the cell's run."""
@@ -70,8 +70,9 @@ class Suite:
             cell: known[key] for cell in self.cells if (key := self.key(cell)) in known and known[key].status == "ok"
         }
         todo = [cell for cell in self.cells if cell not in records]
-        for cell in todo:
-            self._prepare(cell, fresh)
+        if self.material:
+            for cell in todo:
+                self._prepare(cell, self.material, fresh)
         with SuiteProgress(self.cells, console) as progress:
             for record in records.values():
                 progress.finished(record, reused=True)
@@ -87,19 +88,21 @@ class Suite:
                     progress.made(cell, **event["made"])
         return [records[cell] for cell in self.cells]
 
-    def _prepare(self, cell: Cell, fresh: bool) -> None:
+    def _prepare(self, cell: Cell, material: Material, fresh: bool) -> None:
         """Writes what the cell's child reads; raises UsageError where that is not possible."""
         folder = self.folder(cell)
         try:
             if fresh:
                 shutil.rmtree(folder, ignore_errors=True)
-            lay_out(Run.of_cell(cell), folder, self.material.vocabulary, self.material.trained, self.environment)
+            lay_out(Run.of_cell(cell), folder, material.vocabulary, material.trained, self.environment)
         except OSError as error:
             raise UsageError(f"{error.filename or folder}: {error.strerror or error}") from error
 
     def _child(self, cell: Cell, tell: Callable[[Event], None]) -> Outcome:
-        corpora = {name: str(tokens.folder.resolve()) for name, tokens in self.material.corpora.items()}
-        request = {"task": "learn", "cell": cell.to_dict(), "folder": str(self.folder(cell)), "corpora": corpora}
+        request = {"task": cell.workload, "cell": cell.to_dict()}
+        if self.material:
+            corpora = {name: str(tokens.folder.resolve()) for name, tokens in self.material.corpora.items()}
+            request |= {"folder": str(self.folder(cell)), "corpora": corpora}
         return self.execute(request, cell.threads, FOREVER_S, listener=tell)
 
     def _record(self, cell: Cell, outcome: Outcome) -> Record:

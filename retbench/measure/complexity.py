@@ -6,7 +6,7 @@ slows all of them.
 
 # B batch, T positions, V vocabulary
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from statistics import median
@@ -18,35 +18,46 @@ from retbench.statistics import median_interval
 from retbench.timing import TRIVIAL_S, Deadline, sample
 
 SHORTEST = 256
-GROWTH = 4.5  # of time or bytes when the length doubles, at most: quadratic, and some noise
+LEAST_GROWTH, MOST_GROWTH = 2.5, 4.5  # of time or bytes when the length doubles: linear or quadratic, and some noise
 MEMORY_SHARE = 0.9  # of the free memory that a run may be expected to need
 FIRST_ROUND_SHARE = 0.6  # of the time; the rest repeats what was measured
 VISIT_S = 0.1  # of timed runs a visit, where one run is shorter
 MOST_RUNS = 16  # a visit
+CHEAP_VISITS = 5  # in each later round, to lengths where one run takes no longer than a visit shall
 
 Run = Callable[[], object]
 
 
 @dataclass
 class Series:
-    """One kind of run over the lengths measured so far, and why there are no longer ones."""
+    """One kind of run over the lengths measured so far, and why there are no longer ones.
+
+    The first visits are made as the lengths grow, which may be minutes; they count only where there were no later ones.
+    """
 
     kind: str
     prepare: Callable[[int], Run]  # length -> what is timed
-    groups: dict[int, list[list[float]]] = field(default_factory=dict)  # ms, a group for every visit
+    first: dict[int, list[float]] = field(default_factory=dict)  # ms of the first visit
+    later: dict[int, list[list[float]]] = field(default_factory=dict)  # ms, a group for every visit in later rounds
     peak_bytes: dict[int, int] = field(default_factory=dict)
     stopped: str | None = None
 
     def run_s(self, length: int) -> float:
         """Seconds that a run of a length measured took when it was first visited."""
-        return median(self.groups[length][0]) / 1e3
+        return median(self.first[length]) / 1e3
 
     def expected(self) -> tuple[float, int]:
         """Seconds and bytes that a run of the next length will take at most."""
-        if not self.groups:
+        if not self.first:
             return 0.0, 0
-        longest = max(self.groups)
-        return GROWTH * self.run_s(longest), int(GROWTH * self.peak_bytes[longest])
+        seconds = [self.run_s(length) for length in sorted(self.first)]
+        return _doubled(seconds), int(_doubled([self.peak_bytes[length] for length in sorted(self.first)]))
+
+
+def _doubled(values: Sequence[float]) -> float:
+    """The last of the values at lengths that double grows as much again, and some more, or as much as may be."""
+    *_, before, last = [values[0] / MOST_GROWTH, *values]
+    return last * min(max(1.25 * last / before, LEAST_GROWTH), MOST_GROWTH)
 
 
 def measure(model: LanguageModel, task: Task) -> Parts:
@@ -57,17 +68,18 @@ def measure(model: LanguageModel, task: Task) -> Parts:
         Series("train", partial(_train, model, task)),
     ]
     first_round = task.deadline.fraction(FIRST_ROUND_SHARE)
+    _decode(model, task, 1)()  # makes what a model makes once and keeps: no length has it in its peak
     for length in lengths(task.cell.seq_len):
         for one in series:
             if _possible(one, task, first_round):
                 _visit_first(one, model, task, length)
-        if any(length in one.groups for one in series):
+        if any(length in one.first for one in series):
             yield {"contexts": [{**_bytes(series, model, task, length), **_times(series, length)}]}
     yield {"metrics": parallelism.measure(model, task, first_round)}
     while _repeat(series, task):
         pass
     yield {
-        "contexts": [_times(series, length) for length in sorted({n for one in series for n in one.groups})],
+        "contexts": [_times(series, length) for length in sorted({n for one in series for n in one.first})],
         "metrics": {"parameters": sum(parameter.numel() for parameter in model.parameters())},
         "notes": {f"{one.kind}_stopped": one.stopped for one in series if one.stopped},
     }
@@ -97,25 +109,26 @@ def _visit_first(series: Series, model: LanguageModel, task: Task, length: int) 
     """The exact memory, which warms up as well, then a timed visit."""
     peak = task.device.peak_memory(lambda: series.prepare(length), lambda run: run())
     series.peak_bytes[length] = model.weights_bytes() + peak.tensor_bytes
-    _visit(series, task, length)
+    series.first[length] = _visit(series, task, length)
 
 
-def _visit(series: Series, task: Task, length: int) -> None:
-    """One run that counts only if it is long, else as many as fit into ``VISIT_S`` after it."""
+def _visit(series: Series, task: Task, length: int) -> list[float]:
+    """The ms of one run that counts only if it is long, else as many as fit into ``VISIT_S`` after it."""
     run = series.prepare(length)
     first_ms = sample(run, task.device).wall_ns / 1e6
     count = min(MOST_RUNS, int(1e3 * VISIT_S / first_ms))
     group = [sample(run, task.device).wall_ns / 1e6 for _ in range(count)]
-    series.groups.setdefault(length, []).append(group or [first_ms])
+    return group or [first_ms]
 
 
 def _repeat(series: list[Series], task: Task) -> bool:
-    """One more visit to every length, the cheap ones first; says whether there was time for any."""
-    points = [(one.run_s(length), length, one) for one in series for length in one.groups]
+    """One more round over the lengths, several over the cheap ones; says whether there was time for any visit."""
+    points = sorted([(one.run_s(length), length, one) for one in series for length in one.first], key=lambda p: p[:2])
+    cheap, dear = ([point for point in points if (point[0] <= VISIT_S) == kind] for kind in (True, False))
     visited = False
-    for run_s, length, one in sorted(points, key=lambda point: point[0]):
+    for run_s, length, one in [*CHEAP_VISITS * cheap, *dear]:
         if 2 * max(run_s, VISIT_S) < task.deadline.left_s:
-            _visit(one, task, length)
+            one.later.setdefault(length, []).append(_visit(one, task, length))
             visited = True
     return visited
 
@@ -156,8 +169,9 @@ def _times(series: list[Series], length: int) -> Part:
     """The median of every kind at one length with its interval and the samples of every visit, ms."""
     part: Part = {"context": length}
     for one in series:
-        if length in one.groups:
-            interval = median_interval(one.groups[length])
-            part |= {f"{one.kind}_ms": interval.value, f"{one.kind}_ms_groups": one.groups[length]}
+        if length in one.first:
+            groups = one.later.get(length) or [one.first[length]]
+            interval = median_interval(groups)
+            part |= {f"{one.kind}_ms": interval.value, f"{one.kind}_ms_groups": groups}
             part |= {f"{one.kind}_ms_low": interval.low, f"{one.kind}_ms_high": interval.high}
     return part

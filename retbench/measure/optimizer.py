@@ -6,6 +6,8 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
+from models.parallel import local, split_as, whole
+
 BETAS, WEIGHT_DECAY = (0.9, 0.98), 0.01  # the paper's, Table 7
 
 
@@ -22,9 +24,9 @@ class MasterAdamW:
         small = [parameter for parameter in self._parameters if parameter.itemsize < torch.float32.itemsize]
         self._masters = [(parameter, nn.Parameter(parameter.detach().float())) for parameter in small]
         plain = [parameter for parameter in self._parameters if parameter.itemsize >= torch.float32.itemsize]
-        updated = [*plain, *(master for _, master in self._masters)]
+        self._updated = [*plain, *(master for _, master in self._masters)]
         # A DTensor and a plain tensor cannot pass through one fused operator.
-        groups = [{"params": [*same]} for _, same in groupby(sorted(updated, key=_kind), key=_kind)]
+        groups = [{"params": [*same]} for _, same in groupby(sorted(self._updated, key=_kind), key=_kind)]
         self._adamw = torch.optim.AdamW(groups, lr=learning_rate, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True)
 
     def collect_gradients(self) -> None:
@@ -61,30 +63,31 @@ class MasterAdamW:
             group["lr"] = rate
 
     def clip(self, most: float) -> Tensor:
-        """Scales the gradients down to a norm of at most ``most`` -> their norm before, a scalar."""
+        """Scales the gradients, all ranks' parts, down to a norm of at most ``most`` -> their norm before, a scalar."""
         gradients = self.gradients()
-        norms = [torch.linalg.vector_norm(gradient) for gradient in gradients]
+        norms = [whole(torch.linalg.vector_norm(gradient)) for gradient in gradients]
         norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
         if norm > most:
-            torch._foreach_mul_(gradients, most / norm)
+            torch._foreach_mul_([local(gradient) for gradient in gradients], most / norm)
         return norm
 
     def state(self) -> dict[str, Tensor]:
-        """``tensors`` by name, for a checkpoint."""
+        """``tensors`` by name, for a checkpoint; the names do not depend on what is split between ranks."""
         masters = {f"master.{index}": master.detach() for index, (_, master) in enumerate(self._masters)}
-        state = self._adamw.state_dict()["state"]
-        return masters | {f"{name}.{index}": x for index, kept in state.items() for name, x in kept.items()}
+        kept = [self._adamw.state.get(weight, {}) for weight in self._updated]
+        return masters | {f"{name}.{index}": x for index, state in enumerate(kept) for name, x in state.items()}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Goes on from what ``state`` returned."""
-        kept: dict[int, dict[str, Tensor]] = {}
+        """Goes on from what ``state`` returned, whole; ranks take their parts."""
         for key, tensor in state.items():
             name, _, index = key.rpartition(".")
             if name == "master":
-                self._masters[int(index)][1].data.copy_(tensor)
+                master = self._masters[int(index)][1]
+                master.data.copy_(split_as(tensor, master))
             else:
-                kept.setdefault(int(index), {})[name] = tensor
-        self._adamw.load_state_dict({**self._adamw.state_dict(), "state": kept})
+                weight = self._updated[int(index)]
+                here = tensor.to(weight.device)
+                self._adamw.state[weight][name] = split_as(here, weight) if here.shape == weight.shape else here
 
     def tensors(self) -> list[Tensor]:
         """What the optimizer keeps beside the model: master weights, moments and step counts; empty before a step."""

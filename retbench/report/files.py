@@ -13,7 +13,8 @@ from retbench.report.figures import SUFFIXES, save
 from retbench.report.latex import to_latex
 from retbench.report.page import page
 from retbench.report.tables import Table, markdown_text, to_csv, to_markdown
-from retbench.report.web.tables import MOST_ROWS
+
+MOST_ROWS = 2000  # of a table that people read; a browser would take long over more
 
 REPORT = "report.md"
 PAGE = "index.html"

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from statistics import median
 
 from retbench.statistics import Interval, slope_interval
 
@@ -41,11 +42,15 @@ def added_time_growth(points: Mapping[int, Groups]) -> Interval | None:
         return Interval(0.0, 0.0, 0.0)
     if slope.low < CONSTANT * floor:
         return None
-    middle = sorted(value for group in points[shortest] for value in group)
-    base = middle[len(middle) // 2]
-    added = {n: [[value - base for value in group if value > base] for group in points[n]] for n in longer}
     # The base holds what its own length adds, so that what is left grows with the distance from it.
-    return time_growth({n - shortest: kept for n, groups in added.items() if (kept := [g for g in groups if g])})
+    distances = [length - shortest for length in longer[-TAIL:]]
+    visits = zip(*(map(median, points[length]) for length in (shortest, *longer[-TAIL:])), strict=False)
+    added = [[time - base for time in times] for base, *times in visits if min(times) > base]
+    if not added:
+        return None
+    return time_growth(
+        {distance: [[time] for time in times] for distance, *times in zip(distances, *added, strict=True)}
+    )
 
 
 def byte_growth(points: Mapping[int, int]) -> Interval | None:

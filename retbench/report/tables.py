@@ -251,9 +251,12 @@ def markdown_text(text: str) -> str:
 
 
 def _inert(value: Value) -> Value:
-    """Words on one line, with an apostrophe in front of what begins like a formula; numbers stay numbers."""
+    """Words on one line, with an apostrophe in front of what begins like a formula; numbers stay numbers.
+
+    Of twelve digits, so that a report is the same on every machine: what is behind them differs between processors.
+    """
     if not isinstance(value, str):
-        return value
+        return float(f"{value:.12g}") if isinstance(value, float) else value
     line = one_line(value)
     return f"'{line}" if line.startswith(("=", "+", "-", "@")) else line
 

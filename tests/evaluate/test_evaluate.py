@@ -18,6 +18,8 @@ from tests.models.helpers import VOCAB_SIZE
 
 pytest.importorskip("lm_eval")
 
+from lm_eval.utils import make_table
+
 STORY = {f"input_sentence_{n}": f"Sentence {n}." for n in range(1, 5)}
 PRONOUN = "The cat sat on the mat because it was warm."
 STOCK: Mapping[str, tuple[str, dict[str, Any]]] = {  # a document of each, as its data set has them
@@ -140,10 +142,32 @@ def test_lm_evals_own_files_hold_its_results_and_samples(checkpoint: Path, tmp_p
 
     assert results["results"]["boolq"]["acc,none"] * 100 == record.metrics["acc_percent"]
     assert results["n-samples"]["boolq"] == {"original": 3, "effective": 2}
+    assert results["results"]["boolq"]["acc_stderr,none"] >= 0
     assert results["config"]["limit"] == record.cell.limit == 2
-    assert samples[0]["arguments"][0] == ["Cats are animals.\nQuestion: are cats animals?\nAnswer:", " no"]
+    assert samples[0]["arguments"]["gen_args_0"] == {
+        "arg_0": "Cats are animals.\nQuestion: are cats animals?\nAnswer:",
+        "arg_1": " no",
+    }
+    assert "|boolq|" in make_table(results)
     assert len(samples) == record.metrics["documents"] == 2
     assert "partial: the first 2 documents" in done.stdout
+
+
+@pytest.mark.slow
+def test_cloze_needs_no_data_set_and_no_network(checkpoint: Path, tmp_path: Path) -> None:
+    attempts = tmp_path / "attempts"
+    (tmp_path / "sitecustomize.py").write_text(BLOCKED.format(path=str(attempts)))
+    arguments = ["--checkpoint", str(checkpoint), "--tasks", "cloze", "--corpus", "python:stdlib", "--limit", "12"]
+    done = evaluate(tmp_path, *arguments, "--num-fewshot", "0,2", path=tmp_path)
+    zero, two = records(tmp_path)
+
+    assert done.returncode == 0, done.stderr
+    assert not attempts.exists()
+    assert (zero.status, two.status) == ("ok", "ok")
+    assert zero.metrics["chance_percent"] == 25.0
+    assert (zero.metrics["documents"], zero.notes["corpus"]) == (12, "python:stdlib")
+    assert two.metrics["plain_tokens"] > 2 * zero.metrics["plain_tokens"]
+    assert "cloze is built of python:stdlib, seed 0" in done.stdout
 
 
 def test_a_vocabulary_of_another_tokenizer_is_refused(tmp_path: Path) -> None:

@@ -80,6 +80,31 @@ def test_generation_ends_before_a_stop_string_or_at_its_length(model: LanguageMo
     assert made == [text[: text.find(stop)], text]
 
 
+def test_each_request_keeps_its_own_length_and_stops(model: LanguageModel) -> None:
+    whole = ByteTokenizer().decode(list(itertools.islice(generate(model, list(b"Once")), 12)))
+    asked = [
+        ("Once", {"until": whole[4], "max_new_tokens": 12, "temperature": 0.7, "do_sample": False}),
+        ("Once", {"until": ["", whole[6:9], "never"], "max_gen_toks": 12}),
+        ("Once", {"until": None, "max_gen_toks": 3}),
+    ]
+
+    assert lm_of(model).generate_until(requests("generate_until", *asked)) == [
+        whole[: whole.find(whole[4])],
+        whole[: whole.find(whole[6:9])],
+        whole[:3],
+    ]
+
+
+def test_a_context_gives_way_to_what_is_generated(model: LanguageModel) -> None:
+    options = {"max_gen_toks": 6}
+    (cut,) = lm_of(model, 10).generate_until(requests("generate_until", ("It was Once", options)))
+    (short,) = lm_of(model).generate_until(requests("generate_until", ("Once", options)))
+
+    assert cut == short
+    with pytest.raises(ValueError, match="leave no room for a context in 6"):
+        lm_of(model, 6).generate_until(requests("generate_until", ("Once", options)))
+
+
 def test_what_was_cut_is_kept_and_progress_is_told(model: LanguageModel) -> None:
     told: list[tuple[int, int]] = []
     lm = ContractLM(Scorer(model, 16), ByteTokenizer(), lambda done, total: told.append((done, total)))

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from retbench.evaluate.run import Evaluation, Job, Settings
 from retbench.evaluate.tasks import find_tasks
 from retbench.isolate import Outcome
 from retbench.record import Record
-from retbench.report.tables import to_markdown
+from retbench.report.tables import to_csv, to_markdown
 from retbench.store import Store
 
 pytest.importorskip("lm_eval")
@@ -70,6 +71,7 @@ def test_every_job_gets_a_record_and_none_is_run_again(tmp_path: Path, settings:
     records = run(what, child)
 
     assert [record.metrics["acc_percent"] for record in records] == [75.0] * 3
+    assert [record.metrics["chance_percent"] for record in records] == [50.0] * 3  # of two choices
     assert [record.cell.task for record in records] == ["boolq", "copa", "piqa"]
     assert run(what, child) == records == list(what.store.read().records)
     assert child.asked == [["boolq", "copa", "piqa"]]
@@ -112,6 +114,7 @@ def test_a_task_that_cannot_be_loaded_is_a_row_with_its_reason(tmp_path: Path, s
     (record,) = what.run([], Console(file=io.StringIO()), unloadable)
 
     assert (record.status, record.reason) == ("skipped", "not run: no such data set")
+    assert not any(note.startswith("average") for note in tables([record])[0].footnotes)
     assert "not run: no such data set" in to_markdown(tables([record]))
 
 
@@ -129,7 +132,7 @@ def test_two_checkpoints_are_compared_beside_the_paper(pair: list[Record]) -> No
     accuracy, differences = tables(pair)
     rows = {str(row[1].value): row for row in differences.rows}
 
-    assert [row[6].value for row in accuracy.rows[:3]] == [62.2, 77.0, 75.4]  # the paper's RetNet, 0-shot
+    assert [row[7].value for row in accuracy.rows[:3]] == [62.2, 77.0, 75.4]  # the paper's RetNet, 0-shot
     assert rows["copa"][2].value == 50.0
     assert rows["copa"][5].value == pytest.approx(8.0)
     assert rows["copa"][6].value == "agrees"
@@ -139,8 +142,23 @@ def test_the_average_says_over_how_many_tasks_it_is(pair: list[Record]) -> None:
     averages = [row for row in tables(pair)[0].rows if row[1].value == "average"]
 
     assert [row[3].value for row in averages] == [100.0, 50.0]
-    assert averages[0][5].text == "3 tasks"
-    assert averages[0][6].value is None  # the paper's is over seven
+    assert averages[0][6].text == "3 tasks"
+    assert averages[0][7].value is None  # the paper's is over seven
+
+
+def test_an_average_over_some_of_the_tasks_names_them(tmp_path: Path, settings: Settings) -> None:
+    records = run(evaluation(tmp_path, settings), Child([1, 0], dies_at="copa"))
+    (note,) = [note for note in tables(records)[0].footnotes if note.startswith("average")]
+
+    assert note == "average, 0-shot, retnet:a: over boolq, piqa"
+
+
+def test_a_limit_stands_in_every_format(tmp_path: Path, settings: Settings) -> None:
+    records = run(evaluation(tmp_path, replace(settings, limit=2)), Child([1, 0]))
+    table = tables(records)[0]
+
+    assert "partial: the first 2 documents" in to_markdown([table])
+    assert [line.rpartition(",")[2] for line in to_csv(table).splitlines()] == ["limit", "2", "2", "2", "2"]
 
 
 def test_shots_are_numbers_from_0_on() -> None:

@@ -56,6 +56,12 @@ def test_a_cosine_falls_slowly_fast_and_slowly() -> None:
 def test_differences_are_named() -> None:
     assert RUN.differences(RUN) == ""
     assert RUN.differences(replace(RUN, seed=1, size="mini")) == "size tiny, not mini, seed 0, not 1"
+    assert RUN.differences(replace(RUN, data_parallel=2, fsdp=True)) == ""
+
+
+def test_ranks_share_the_threads_out() -> None:
+    assert replace(RUN, threads=8, data_parallel=2).rank_threads == 4
+    assert replace(RUN, threads=2, data_parallel=4).rank_threads == 1
 
 
 def test_json_is_replaced_as_a_whole(tmp_path: Path) -> None:

@@ -63,6 +63,16 @@ def test_a_run_is_made_once_and_read_by_other_commands(
     assert "prompt 3 tokens" in capsys.readouterr().err
 
 
+def test_processes_that_torchrun_has_started_must_be_as_many_as_asked_for(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "3"}.items():
+        monkeypatch.setenv(name, value)
+
+    assert retbench(monkeypatch, "train", "--data-parallel", "2") == 2
+    assert "--data-parallel 2 needs 2 processes; torchrun has started 3" in capsys.readouterr().err
+
+
 def test_a_run_whose_data_changed_is_not_continued(
     here: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,6 +109,8 @@ def test_a_run_of_another_version_is_not_continued(text: str, here: Path) -> Non
         (["--tokenizer", "words"], "unknown tokenizer 'words'"),
         (["--seq-len", "1m"], "a sequence needs 1048577"),
         (["--out", "/dev/null/run"], "/dev/null/run"),
+        (["--fsdp"], "--data-parallel must be 2 or more"),
+        (["--data-parallel", "4"], "--batch-size 2 cannot be shared out over 4 processes: a multiple of 4"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -78,7 +78,9 @@ def test_sizes_are_those_of_the_design() -> None:
     shapes = {name: (size.d_model, size.n_layers) for name, size in SIZES.items()}
 
     assert shapes == {
+        "nano": (128, 1),
         "tiny": (128, 2),
+        "micro": (192, 3),
         "mini": (256, 4),
         "small": (768, 12),
         "200m": (1024, 16),

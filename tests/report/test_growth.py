@@ -49,9 +49,20 @@ def test_what_the_context_adds_to_a_step_is_seen_beside_a_large_constant(added_m
 
 
 def test_times_too_noisy_to_say_whether_they_grow_have_no_exponent() -> None:
-    points = {length: [[5.0], [9.0], [5.0]] for length in LENGTHS}
+    points = {length: noisy(5.0, seed, noise=0.6) for seed, length in enumerate(LENGTHS)}
 
     assert added_time_growth(points) is None
+
+
+def test_noise_that_all_lengths_of_a_visit_share_does_not_hide_what_grows_or_stays() -> None:
+    slow = [1.0, 1.8, 1.2, 1.6]
+    constant = added_time_growth({length: [[5.0 * factor] * 4 for factor in slow] for length in LENGTHS})
+    growing = added_time_growth({length: [[(5.0 + 1e-3 * length) * f] * 4 for f in slow] for length in LENGTHS})
+
+    assert constant is not None
+    assert constant.value == 0
+    assert growing is not None
+    assert growing.value == pytest.approx(1.0, abs=0.01)
 
 
 @given(

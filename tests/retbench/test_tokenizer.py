@@ -2,6 +2,7 @@
 
 import builtins
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ from hypothesis import strategies as st
 
 from retbench import tokenizer as tokenizers_of
 from retbench.errors import UsageError
-from retbench.tokenizer import ByteTokenizer, load_tokenizer
-from tests.retbench.real_packages import ids, installed, package_folder, strings
+from retbench.learning.corpus import Corpus
+from retbench.learning.vocabulary import find_vocabulary
+from retbench.tokenizer import ByteTokenizer, JsonTokenizer, SentencePieceTokenizer, load_tokenizer
+from tests.retbench.real_packages import ids, installed, package_folder, run, speeches, strings
 
 TEXT = ["the state of the union is strong", "the union of the states", "a strong state", "états unis"]
 
@@ -91,16 +94,64 @@ def test_the_ends_of_a_text_are_those_that_transformers_wrote(tmp_path: Path) ->
     assert (load_tokenizer(tmp_path).bos, load_tokenizer(tmp_path).eos) == (2, 3)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_sentencepiece_ids_are_those_of_transformers(tmp_path: Path) -> None:
-    """By the vocabulary of Mistral and the public RetNet checkpoints: BOS and the blank in front of the first word."""
+# ---- beside transformers, by the vocabulary of Mistral and the public RetNet checkpoints
+
+
+@pytest.fixture(scope="module")
+def transformers_python() -> Path:
+    return installed("transformers-4.57.6-sp", "transformers==4.57.6", "sentencepiece", "protobuf").python
+
+
+@pytest.fixture(scope="module")
+def mistral(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with its tokenizer.model: BOS and a blank in front of the first word."""
     pytest.importorskip("sentencepiece")
     data = package_folder(installed("mistral-common", "mistral-common==1.13.1", dependencies=False), "mistral_common")
-    shutil.copy(data / "data/tokenizer.model.v1", tmp_path / "tokenizer.model")
-    python = installed("transformers-4.57.6-sp", "transformers==4.57.6", "sentencepiece", "protobuf").python
-    texts = strings(1000)
-    tokenizer = load_tokenizer(tmp_path)
-    expected = ids(python, "transformers.LlamaTokenizer(folder + '/tokenizer.model')", tmp_path, texts)
+    folder = tmp_path_factory.mktemp("mistral")
+    shutil.copy(data / "data/tokenizer.model.v1", folder / "tokenizer.model")
+    return folder
 
-    assert [tokenizer.encode(text) for text in texts] == expected
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("special", [True, False])
+@pytest.mark.parametrize("texts", [strings, speeches])
+def test_sentencepiece_ids_are_those_of_transformers(
+    special: bool, texts: Callable[[int], list[str]], mistral: Path, transformers_python: Path
+) -> None:
+    some, tokenizer = texts(1000), load_tokenizer(mistral)
+    make = "transformers.LlamaTokenizer(folder + '/tokenizer.model')"
+    expected = ids(transformers_python, make, mistral, some, special)
+
+    assert isinstance(tokenizer, SentencePieceTokenizer)
+    assert len(some) == 1000
+    assert [tokenizer.encode(text, special) for text in some] == expected
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("special", [True, False])
+def test_the_ids_of_a_tokenizer_json_with_bos_and_a_blank_in_front_are_those_of_transformers(
+    special: bool, mistral: Path, transformers_python: Path, tmp_path: Path
+) -> None:
+    save = "import sys, transformers; transformers.LlamaTokenizerFast(sys.argv[1]).save_pretrained(sys.argv[2])"
+    run(transformers_python, save, str(mistral / "tokenizer.model"), str(tmp_path))
+    some, tokenizer = [*strings(500), *speeches(500)], load_tokenizer(tmp_path)
+    expected = ids(transformers_python, "transformers.AutoTokenizer.from_pretrained(folder)", tmp_path, some, special)
+
+    assert isinstance(tokenizer, JsonTokenizer)
+    assert [tokenizer.encode(text, special) for text in some] == expected
+    assert tokenizer.bos == expected[0][0] if special else tokenizer.bos not in expected[0]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_ids_of_a_tokenizer_that_we_trained_are_those_of_transformers(
+    transformers_python: Path, tmp_path: Path
+) -> None:
+    some = [*strings(500), *speeches(500)]
+    corpus = Corpus("speeches", "", lambda: iter(some))
+    find_vocabulary("bpe:600", corpus, tmp_path / "cache").save(tmp_path)
+    make = "transformers.PreTrainedTokenizerFast(tokenizer_file=folder + '/tokenizer.json')"
+
+    assert [load_tokenizer(tmp_path).encode(text) for text in some] == ids(transformers_python, make, tmp_path, some)

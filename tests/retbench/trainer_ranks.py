@@ -8,12 +8,9 @@ from torch import distributed
 
 from models import build
 from models.language_model import LanguageModel
-from retbench.devices import find_device
-from retbench.measure import Task
-from retbench.measure.ranks import keep_part_
+from retbench.measure.ranks import keep_part_, reader
 from retbench.measure.train_step import Trainer
 from retbench.spec import Cell, Training
-from retbench.timing import Deadline
 
 STEPS, MICRO_BATCHES, LENGTH = 3, 2, 17
 
@@ -32,19 +29,18 @@ def losses(system: str, training: Training) -> tuple[list[float], list[float]]:
     """The mean over the ranks of the loss of each step, and what one process that reads all tokens gets."""
     cell = Cell(system, "tiny", "train_step", LENGTH, 2, "fp32", "cpu", threads=1, training=training, vocab_size=64)
     whole, split = (build(system, cell.size, **cell.overrides) for _ in range(2))
-    keep_part_(split, Task(cell, find_device("cpu"), Deadline(60), {}), training)
-    reader = distributed.get_rank() // training.tensor_parallel
-    on_ranks = torch.tensor(stepped(split, training, reader))
+    keep_part_(split, cell.device, training)
+    on_ranks = torch.tensor(stepped(split, training, reader(training)))
     distributed.all_reduce(on_ranks)
     return (on_ranks / distributed.get_world_size()).tolist(), stepped(whole, training)
 
 
-def stepped(model: LanguageModel, training: Training, reader: int | None = None) -> list[float]:
+def stepped(model: LanguageModel, training: Training, part: int | None = None) -> list[float]:
     """The losses of steps over the same tokens, the part of one reader or all of them."""
     trainer = Trainer(model, training, learning_rate=0.01)
     generator, found = torch.Generator().manual_seed(0), []
     for _ in range(STEPS):
         tokens = torch.randint(64, (MICRO_BATCHES, 2 * training.data_parallel, LENGTH + 1), generator=generator)
-        read = tokens if reader is None else tokens.chunk(training.data_parallel, dim=1)[reader]
+        read = tokens if part is None else tokens.chunk(training.data_parallel, dim=1)[part]
         found.append(trainer.step(read).item())
     return found
