@@ -14,7 +14,7 @@ from retbench.report.latex import to_latex
 from retbench.report.page import page
 from retbench.report.tables import Table, markdown_text, to_csv, to_markdown
 
-MOST_ROWS = 2000  # of a table that people read; a browser would take long over more
+MOST_ROWS = 1000  # of a table that people read; a browser would take long over more
 
 REPORT = "report.md"
 PAGE = "index.html"
@@ -39,7 +39,7 @@ def write(drawn: Sequence[Drawn], folder: Path, notes: Sequence[str] = ()) -> No
         for stem, figure in one.figures.items():
             save(figure, own, stem)
     _write(folder / REPORT, _report(read, bodies, notes))
-    _write(folder / PAGE, page(drawn, notes))
+    _write(folder / PAGE, page(read, notes))
 
 
 def readable(table: Table) -> Table:

@@ -20,7 +20,8 @@ from retbench.report.web.figures import figure_html
 from retbench.report.web.plots import Entry, Look
 from retbench.report.web.scope import Scope, Systems, machine, of_machine
 from retbench.report.web.sources import Sources
-from retbench.report.web.tables import VERDICTS, notes_html, table_html, text, verdict
+from retbench.report.web.svg import inert
+from retbench.report.web.tables import VERDICTS, notes_html, table_html, verdict
 
 PARTS = Path(__file__).parent / "web"
 FILTERS = {"system": "System", "size": "Size", "machine": "Machine"}
@@ -39,7 +40,7 @@ def page(drawn: Sequence[Drawn], notes: Sequence[str] = ()) -> str:
     style = "\n".join([_part("page.css"), *sorted({rule(colour) for colour in colours})])
     script = _part("page.js")
     return Template(_part("page.html")).substitute(
-        policy=text(_policy(style, script)),
+        policy=inert(_policy(style, script)),
         style=style,
         script=script,
         markers=svg.markers(),
@@ -51,30 +52,31 @@ def page(drawn: Sequence[Drawn], notes: Sequence[str] = ()) -> str:
         sections="\n".join(sections),
         environments=_environments(sources),
         sources=sources.to_json(),
-        version=text(__version__),
+        version=inert(__version__),
     )
 
 
 def _exhibit(one: Drawn, sources: Sources) -> tuple[str, set[str]]:
     """A section, and the colours of its figures."""
-    name, title = text(one.exhibit.name), text(one.exhibit.title)
+    name, title = inert(one.exhibit.name), inert(one.exhibit.title)
     head = f'<h2 id="{name}-title">{title}</h2>'
     parts, colours = list[str](), set[str]()
     if one.missing:
-        parts.append(f'<p class="missing">{text(one.missing)}</p>')
+        parts.append(f'<p class="missing">{inert(one.missing)}</p>')
     else:
         number = sources.number(one, one.records)
         head += f'<button type="button" data-source="{number}">Command and conditions</button>'
     for stem, figure in one.figures.items():
         html, used = figure_html(figure, one.exhibit.title, Systems.of(of_machine(stem, one.records)))
-        parts += [f"<h3>{text(stem.removeprefix(f'{one.exhibit.name}-'))}</h3>"] * (stem != one.exhibit.name)
+        if len(one.figures) > 1 and stem != one.exhibit.name:
+            parts.append(f"<h3>{inert(stem.removeprefix(f'{one.exhibit.name}-'))}</h3>")
         parts.append(html)
         colours |= used
     for table in without_repeats(one.tables):
         parts.append(claims_html(table) if is_ledger(table) else table_html(table, one, sources))
     parts.append(notes_html(one.notes))
     if one.command and not one.missing:
-        lines = "\n".join(text(line) for line in one.command.splitlines())
+        lines = "\n".join(inert(line) for line in one.command.splitlines())
         parts.append(f'<details class="made"><summary>Command</summary><pre><code>{lines}</code></pre></details>')
     style = ' class="empty"' if one.missing else ""
     inside = f"<header>{head}</header>{''.join(parts)}"
@@ -100,7 +102,7 @@ def _verdicts(drawn: Sequence[Drawn]) -> str:
         for table in one.tables:
             places = [at for at, column in enumerate(table.columns) if column.name == "verdict"]
             counts.update(row[at].text for at in places for row in table.rows)
-    anchor = next((text(one.exhibit.name) for one in drawn if one.exhibit.sums_up), "")
+    anchor = next((inert(one.exhibit.name) for one in drawn if one.exhibit.sums_up), "")
     found = [words for words in VERDICTS if counts[words]]
     lines = "".join(f'<li><a href="#{anchor}"><b>{counts[words]}</b> {verdict(words)}</a></li>' for words in found)
     return f'<ul class="verdicts" aria-label="Verdicts on the claims of the paper">{lines}</ul>' if lines else ""
@@ -114,8 +116,8 @@ def _filters(records: Sequence[Record]) -> str:
     groups = []
     for group, title in FILTERS.items():
         boxes = "".join(
-            f'<label><input type="checkbox" name="{group}" value="{text(name)}" checked>'
-            f"{_swatch(name, known) if group == 'system' else ''}<span>{text(name) or 'unnamed'}</span></label>"
+            f'<label><input type="checkbox" name="{group}" value="{inert(name)}" checked>'
+            f"{_swatch(name, known) if group == 'system' else ''}<span>{inert(name) or 'unnamed'}</span></label>"
             for name in names[group]
         )
         groups.append(f"<fieldset><legend>{title}</legend>{boxes}</fieldset>" if boxes else "")
@@ -134,7 +136,7 @@ def _looks(records: Sequence[Record]) -> Any:
 def _nav_line(one: Drawn) -> str:
     """A link, ``Figure 6`` for ``Figure 6: memory, ...``."""
     state = ' <span class="absent">not run</span>' if one.missing else ""
-    return f'<li><a href="#{text(one.exhibit.name)}">{text(one.exhibit.title.split(":")[0])}{state}</a></li>'
+    return f'<li><a href="#{inert(one.exhibit.name)}">{inert(one.exhibit.title.split(":")[0])}{state}</a></li>'
 
 
 def _count(number: int, what: str) -> str:
@@ -149,7 +151,7 @@ def _environments(sources: Sources) -> str:
     parts = []
     for number, facts in enumerate(sources.facts()):
         names = sorted(facts, key=lambda name: (FACTS.index(name) if name in FACTS else len(FACTS), name))
-        lines = "".join(f"<dt>{text(name)}</dt><dd>{_fact(facts[name])}</dd>" for name in names)
+        lines = "".join(f"<dt>{inert(name)}</dt><dd>{_fact(facts[name])}</dd>" for name in names)
         title = f"<summary>{_title(number, facts)}</summary>"
         parts.append(f'<details id="environment-{number}">{title}<dl>{lines}</dl></details>')
     return "".join(parts)
@@ -157,14 +159,14 @@ def _environments(sources: Sources) -> str:
 
 def _title(number: int, facts: dict[str, Any]) -> str:
     words = [str(facts[name]) for name in ("machine", "torch", "commit") if facts.get(name)]
-    return text(f"{number + 1}: {', '.join(words) or 'nothing is known'}")
+    return inert(f"{number + 1}: {', '.join(words) or 'nothing is known'}")
 
 
 def _fact(value: Any) -> str:
     """A value; of an object its own lines."""
     if isinstance(value, dict):
-        return "<br>".join(text(f"{name}={part}") for name, part in sorted(value.items()))
-    return text("-" if value is None else str(value))
+        return "<br>".join(inert(f"{name}={part}") for name, part in sorted(value.items()))
+    return inert("-" if value is None else str(value))
 
 
 def _policy(style: str, script: str) -> str:

@@ -34,15 +34,21 @@ def browser() -> Iterator[Any]:
         found.close()
 
 
-@pytest.fixture
-def opened(browser: Any, tmp_path: Path) -> Iterator[Any]:
-    """A page of two sizes, a hostile record and a failed one, opened from a file; it must not say or load anything."""
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page of two sizes, a hostile record and a failed one."""
     hostile = [replace(one, cell=replace(one.cell, system=HOSTILE, size="tiny"),
                        environment={**record().environment, "cpu": LONG}) for one in sweep(("rwkv",))]  # fmt: skip
     dead = failed(cell("transformer-flash"), "oom", LONG)
     records = [*(one for one in sweep(lengths=(2048, 8192)) if one.cell != dead.cell), dead, *hostile]
-    path = tmp_path / "index.html"
-    path.write_text(page(draw(SHOWN, records), [LONG]), encoding="utf-8")
+    found = tmp_path_factory.mktemp("page") / "index.html"
+    found.write_text(page(draw(SHOWN, records), [LONG]), encoding="utf-8")
+    return found
+
+
+@pytest.fixture
+def opened(browser: Any, path: Path) -> Iterator[Any]:
+    """The page, opened from its file: it must not say or load anything."""
     window = browser.new_page(viewport={"width": 1440, "height": 900})
     said: list[str] = []
     window.on("console", lambda message: said.append(message.text))

@@ -2,7 +2,8 @@
 
 from retbench.report.numbers import ABSENT
 from retbench.report.tables import Table
-from retbench.report.web.tables import VERDICTS, notes_html, text, verdict
+from retbench.report.web.svg import inert
+from retbench.report.web.tables import VERDICTS, notes_html, verdict
 
 TOLD = ("claim", "says", "where", "reason", "paper", "ours", "verdict")  # in sight
 MORE = {  # column -> what it is called in the details
@@ -30,13 +31,13 @@ def claims_html(table: Table) -> str:
 
 
 def _claim(row: dict[str, str]) -> str:
-    label = verdict(row["verdict"]) if row["verdict"] in VERDICTS else text(row["verdict"])
+    label = verdict(row["verdict"]) if row["verdict"] in VERDICTS else inert(row["verdict"])
     known = {name: row[column] for column, name in MORE.items() if row[column] not in ("", ABSENT)}
-    more = "".join(f"<dt>{name}</dt><dd>{text(words)}</dd>" for name, words in known.items())
+    more = "".join(f"<dt>{name}</dt><dd>{inert(words)}</dd>" for name, words in known.items())
     ours = row["ours"] if row["ours"] != row["verdict"] else ABSENT
     told = (
-        f'<p>{text(row["says"])} <span class="absent">({text(row["where"])})</span></p>'
-        f'<p class="why">{text(row["reason"])}</p>'
+        f'<p>{inert(row["says"])} <span class="absent">({inert(row["where"])})</span></p>'
+        f'<p class="why">{inert(row["reason"])}</p>'
         f"<details><summary>Baselines, conditions, command</summary><dl>{more}</dl></details>"
     )
     return (
@@ -46,4 +47,4 @@ def _claim(row: dict[str, str]) -> str:
 
 
 def _number(name: str, words: str) -> str:
-    return f'<div class="number"><small>{name}</small>{text(words)}</div>'
+    return f'<div class="number"><small>{name}</small>{inert(words)}</div>'

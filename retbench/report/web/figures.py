@@ -10,7 +10,7 @@ from retbench.report.style import styled
 from retbench.report.web import svg
 from retbench.report.web.plots import Bar, Entry, Panel, Plot, Series, UnknownShapeError, plot
 from retbench.report.web.scope import Scope, Systems
-from retbench.report.web.tables import text
+from retbench.report.web.svg import inert
 
 Values = dict[tuple[float, str], dict[str, str]]  # position and words of an x -> series -> words of its value
 
@@ -22,16 +22,16 @@ def figure_html(figure: Figure, title: str, systems: Systems) -> tuple[str, froz
             shown = plot(figure, systems)
         except UnknownShapeError:
             return _picture(figure, title), frozenset()
-    panels = "".join(f'<div class="panel"><h4>{text(one.title)}</h4>{svg.draw(one)}{_legend(one.legend)}</div>'
+    panels = "".join(f'<div class="panel"><h4>{inert(one.title)}</h4>{svg.draw(one)}{_legend(one.legend)}</div>'
                      for one in shown.panels)  # fmt: skip
-    caption = f"<figcaption>{text(shown.caption)}</figcaption>" if shown.caption else ""
+    caption = f"<figcaption>{inert(shown.caption)}</figcaption>" if shown.caption else ""
     few = " few" * (len(shown.panels) in (1, 2, 4))
     html = f'<figure>{_legend(shown.legend)}<div class="panels{few}">{panels}</div>{caption}{_data(shown)}</figure>'
     return html, shown.colours
 
 
 def _legend(entries: Sequence[Entry]) -> str:
-    lines = "".join(f"<li{svg.data(entry.scope)}>{svg.key(entry)}{text(entry.text)}</li>" for entry in entries)
+    lines = "".join(f"<li{svg.data(entry.scope)}>{svg.key(entry)}{inert(entry.text)}</li>" for entry in entries)
     return f'<ul class="legend">{lines}</ul>' if lines else ""
 
 
@@ -58,14 +58,14 @@ def _panel_table(panel: Panel) -> str:
             values.setdefault(place, {}).setdefault(name, words.text.removeprefix("× "))
     shared = [f", {own.pop()}" for kind in ("size", "machine") if len(own := _said(scopes.values(), kind)) == 1]
     heads = "".join(
-        f'<th scope="col" class="n"{svg.data(scope)}>{text(_without(name, shared))}</th>'
+        f'<th scope="col" class="n"{svg.data(scope)}>{inert(_without(name, shared))}</th>'
         for name, scope in scopes.items()
     )
     rows = "".join(_row(place[1], values[place], scopes) for place in sorted(values))
-    title = text(f"{panel.title}{f', {panel.y.label}' if panel.y.label else ''}")
+    title = inert(f"{panel.title}{f', {panel.y.label}' if panel.y.label else ''}")
     return (
         f'<div class="scroll" role="region" tabindex="0" aria-label="{title}"><table><caption>{title}</caption>'
-        f'<thead><tr><th scope="col">{text(panel.x.label)}</th>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
+        f'<thead><tr><th scope="col">{inert(panel.x.label)}</th>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
     )
 
 
@@ -81,8 +81,8 @@ def _without(name: str, shared: Sequence[str]) -> str:
 
 
 def _row(name: str, values: dict[str, str], scopes: dict[str, Scope]) -> str:
-    cells = (f'<td class="n"{svg.data(scope)}>{text(values.get(one, "-"))}</td>' for one, scope in scopes.items())
-    return f'<tr><th scope="row">{text(name)}</th>{"".join(cells)}</tr>'
+    cells = (f'<td class="n"{svg.data(scope)}>{inert(values.get(one, "-"))}</td>' for one, scope in scopes.items())
+    return f'<tr><th scope="row">{inert(name)}</th>{"".join(cells)}</tr>'
 
 
 def _name(part: Series | Bar) -> str:
@@ -102,4 +102,4 @@ def _picture(figure: Figure, title: str) -> str:
     with styled():
         figure.savefig(file, format="svg", metadata={"Date": None})
     data = base64.b64encode(file.getvalue()).decode()
-    return f'<figure><img alt="{text(title)}" src="data:image/svg+xml;base64,{data}"></figure>'
+    return f'<figure><img alt="{inert(title)}" src="data:image/svg+xml;base64,{data}"></figure>'

@@ -6,6 +6,7 @@ from html import escape
 import numpy as np
 from matplotlib.markers import MarkerStyle
 
+from retbench.report.tables import one_line
 from retbench.report.web.colours import css_class
 from retbench.report.web.plots import Axis, Bar, Entry, Look, Panel, Point, Series, Shape, Spot, Words
 from retbench.report.web.scope import Scope
@@ -17,6 +18,7 @@ CHARACTER = 7.2  # width of a character, at most
 MARKER = 8.0  # width of a marker
 DASH = 1.6  # of a matplotlib dash, in units of the view box
 RATIOS = (0.6, 1.0)  # height / width of the axes
+LEAST = 60  # width of axes, however long the names beside them
 ROW = 17  # least height of a horizontal bar with its name
 MARKERS = "os^vDd8pPhX*<>"  # those of report.style; any other is shown as a circle
 
@@ -28,7 +30,8 @@ class Frame:
         self.top = TOP if panel.y.label or panel.right else BARE
         self.bottom = BOTTOM if panel.x.ticks or panel.x.label else BARE
         self.left = SIDE + CHARACTER * _longest(panel.y)
-        self.width = WIDTH - self.left - SIDE - (6 + CHARACTER * _longest(panel.right) if panel.right else 0)
+        right = SIDE + (6 + CHARACTER * _longest(panel.right) if panel.right else 0)
+        self.width = max(WIDTH - self.left - right, LEAST)
         rows = ROW * len(panel.y.ticks) if panel.bars and not panel.x.ticks else 0
         self.height = max(self.width * min(max(panel.ratio, RATIOS[0]), RATIOS[1]), rows)
 
@@ -55,8 +58,8 @@ def draw(panel: Panel) -> str:
     words = f"{panel.title}: {panel.y.label} over {panel.x.label}; the arrow keys go through its values"
     series = sorted(panel.series, key=lambda one: not one.scope.paper)  # ours above the paper's
     parts = [
-        f'<svg class="plot" viewBox="0 0 {WIDTH} {height:.0f}" role="img" tabindex="0" aria-label="{_safe(words)}" '
-        f'data-x="{_safe(panel.x.label)}">',
+        f'<svg class="plot" viewBox="0 0 {WIDTH} {height:.0f}" role="img" tabindex="0" aria-label="{inert(words)}" '
+        f'data-x="{inert(panel.x.label)}">',
         _axes(panel, frame),
         f'<svg x="{frame.left:.1f}" y="{frame.top}" width="{frame.width:.1f}" height="{frame.height:.1f}" '
         f'viewBox="{frame.left:.1f} {frame.top} {frame.width:.1f} {frame.height:.1f}">',
@@ -69,6 +72,11 @@ def draw(panel: Panel) -> str:
         "</svg>",
     ]
     return "".join(parts)
+
+
+def inert(words: str) -> str:
+    """Words as text or as the value of an attribute: on one line, nothing but themselves."""
+    return escape(one_line(words), quote=True)
 
 
 def key(entry: Entry) -> str:
@@ -85,7 +93,7 @@ def key(entry: Entry) -> str:
 def data(scope: Scope) -> str:
     """Attributes that the filters look at."""
     known = {"system": scope.system, "size": scope.size, "machine": scope.machine}
-    return "".join(f' data-{name}="{_safe(value)}"' for name, value in known.items() if value)
+    return "".join(f' data-{name}="{inert(value)}"' for name, value in known.items() if value)
 
 
 def _axes(panel: Panel, frame: Frame) -> str:
@@ -139,7 +147,7 @@ def _series(one: Series, frame: Frame) -> str:
     """The values that lie inside the axes; a line without markers has invisible ones to be pointed at."""
     inside = [point for point in one.points if all(-0.01 <= part <= 1.01 for part in point.at)]
     marks = [
-        f'<g data-x="{_safe(point.x_words)}" data-y="{_safe(_with_unit(point, one.unit))}">'
+        f'<g data-x="{inert(point.x_words)}" data-y="{inert(_with_unit(point, one.unit))}">'
         f"{_marker(one.look, frame.x(point.at[0]), frame.y(point.at[1]))}</g>"
         for point in inside
     ]
@@ -154,8 +162,8 @@ def _bar(bar: Bar, frame: Frame, panel: Panel) -> str:
         f'height="{(y1 - y0) * frame.height:.1f}" class="bar{" hollow" * bar.look.hollow}"/>'
     )
     unit = panel.y.label or panel.x.label or panel.title.rpartition(", ")[2]
-    value = _safe(_with_unit(bar.point, unit))
-    mark = f'<g data-x="{_safe(bar.point.x_words)}" data-y="{value}">{rect}</g>{_whisker(bar.point, frame)}'
+    value = inert(_with_unit(bar.point, unit))
+    mark = f'<g data-x="{inert(bar.point.x_words)}" data-y="{value}">{rect}</g>{_whisker(bar.point, frame)}'
     return _group(bar.scope, bar.look, mark, "series")
 
 
@@ -179,7 +187,7 @@ def _words(words: Sequence[Words], frame: Frame) -> Iterator[str]:
 
 
 def _group(scope: Scope, look: Look, inside: str, style: str) -> str:
-    label = _safe(scope.label)
+    label = inert(scope.label)
     faint = " faint" * (scope.paper or look.hollow)
     return f'<g class="{style} {css_class(look.colour)}{faint}"{data(scope)} data-label="{label}">{inside}</g>'
 
@@ -209,7 +217,7 @@ def _stroke(look: Look) -> str:
 
 
 def _text(text: str, x: float, y: float, anchor: str, style: str) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{style}">{_safe(text)}</text>'
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{style}">{inert(text)}</text>'
 
 
 def _with_unit(point: Point, unit: str) -> str:
@@ -218,7 +226,3 @@ def _with_unit(point: Point, unit: str) -> str:
 
 def _longest(axis: Axis) -> int:
     return max((len(text) for _, text in axis.ticks), default=0)
-
-
-def _safe(text: str) -> str:
-    return escape(text, quote=True)

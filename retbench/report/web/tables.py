@@ -1,16 +1,15 @@
 """Tables of a report as HTML: rows that filters find, statuses in words, what stands behind each row one click away."""
 
 from collections.abc import Iterator, Sequence
-from html import escape
 from itertools import groupby
 from typing import get_args
 
 from retbench.record import Status
 from retbench.report.exhibit import Drawn
 from retbench.report.numbers import ABSENT
-from retbench.report.tables import Column, Entry, Table, one_line
+from retbench.report.tables import Column, Entry, Table
 from retbench.report.web.sources import Behind, Sources
-from retbench.report.web.svg import data
+from retbench.report.web.svg import data, inert
 
 # Verdicts by how they look; words of other columns stay as they are.
 VERDICTS = {
@@ -25,7 +24,7 @@ LONG = 40  # rows from which a table scrolls by itself, below its heads
 
 def table_html(table: Table, drawn: Drawn, sources: Sources) -> str:
     """A table with its title and footnotes; without rows the footnotes alone."""
-    notes, title = notes_html(table.footnotes), text(table.title)
+    notes, title = notes_html(table.footnotes), inert(table.title)
     if not table.rows:
         return f'<div class="table"><h3>{title}</h3>{notes}</div>'
     shown = table.shown("terminal", "page")
@@ -43,17 +42,12 @@ def table_html(table: Table, drawn: Drawn, sources: Sources) -> str:
 
 def notes_html(notes: Sequence[str]) -> str:
     """Footnotes; nothing where there are none."""
-    lines = [f"<li>{text(note)}</li>" for note in notes]
+    lines = [f"<li>{inert(note)}</li>" for note in notes]
     if len(lines) > FEW_NOTES:
         more = lines[FIRST:-LAST]
         fold = f"<details><summary>{len(more)} more notes</summary><ul>{''.join(more)}</ul></details>"
         lines = [*lines[:FIRST], f'<li class="fold-notes">{fold}</li>', *lines[-LAST:]]
     return f'<ul class="notes">{"".join(lines)}</ul>' if lines else ""
-
-
-def text(words: str) -> str:
-    """Words as text or as the value of an attribute: on one line, inert."""
-    return escape(one_line(words), quote=True)
 
 
 def _bodies(table: Table, shown: Sequence[int], drawn: Drawn, sources: Sources) -> Iterator[list[str]]:
@@ -68,7 +62,7 @@ def _row(row: Sequence[Entry], columns: Sequence[Column], shown: Sequence[int], 
     """The first cell heads its row and holds the button to what stands behind it."""
     scope, number = behind.row(row)
     first, *rest = ((row[at], columns[at]) for at in shown)
-    label = text(f"Command and conditions of {first[0].text}")
+    label = inert(f"Command and conditions of {first[0].text}")
     button = f'<button type="button" data-source="{number}" aria-label="{label}">⋯</button>'
     cells = "".join(f"<td{_side(column)}>{_words(entry, column)}</td>" for entry, column in rest)
     return f'<tr{data(scope)}><th scope="row"><div><span>{_words(*first)}</span>{button}</div></th>{cells}</tr>'
@@ -79,15 +73,15 @@ def _words(entry: Entry, column: Column) -> str:
     if column.name == "verdict" and entry.text in VERDICTS:
         return verdict(entry.text)
     if entry.text in NEVER_TRIED:
-        return f'<span class="absent">{text(entry.text)}</span>'
+        return f'<span class="absent">{inert(entry.text)}</span>'
     if entry.failed or entry.text in FAILED:
-        return f'<span class="status">{text(entry.text)}</span>'
-    return text(entry.text)
+        return f'<span class="status">{inert(entry.text)}</span>'
+    return inert(entry.text)
 
 
 def verdict(words: str) -> str:
     """A verdict as a label."""
-    return f'<span class="verdict {VERDICTS[words]}">{text(words)}</span>'
+    return f'<span class="verdict {VERDICTS[words]}">{inert(words)}</span>'
 
 
 def _side(column: Column) -> str:
@@ -95,4 +89,4 @@ def _side(column: Column) -> str:
 
 
 def _head(column: Column) -> str:
-    return "<br>".join(text(line) for line in column.header.split("\n")) or "&nbsp;"
+    return "<br>".join(inert(line) for line in column.header.split("\n")) or "&nbsp;"
