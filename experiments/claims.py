@@ -45,7 +45,7 @@ def command(
         stored = read_records(out / "results").records if records else ()
         return ledger(stored or records)
 
-    session = Session("claims", chosen, [cell], out, BUDGET_S, fresh, dry_run, output_format, predicts=False)
+    session = Session("claims", chosen, [cell], out, BUDGET_S, fresh, dry_run, output_format)
     session.run(Report(tables, figures))
 
 

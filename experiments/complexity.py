@@ -62,7 +62,7 @@ def command(
 
     from retbench.session import Report, Session
 
-    session = Session("complexity", chosen_device, cells, out, budget_s, fresh, dry_run, output_format, predicts=False)
+    session = Session("complexity", chosen_device, cells, out, budget_s, fresh, dry_run, output_format)
     session.run(Report(tables, figures))
 
 

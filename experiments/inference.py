@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from retbench.report.tables import Table
 
+ARCHITECTURES = {"linear-transformer", "lstm", "rwkv", "h3", "hyena"}
 PAPER_MODEL, PAPER_DEVICE = "paper_model", "a100-80gb"  # its records, and the paper's device
 SYSTEMS = "retnet,transformer,transformer-flash,transformer-concat-cache"
 
@@ -183,18 +184,17 @@ def figure1(records: Sequence[Record]) -> "Mapping[str, Figure]":
 
 
 def families(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """What one figure has colours for: Transformers, other architectures, ablations, each beside RetNet."""
+    """What one figure has colours for, by the end of its name: Transformers, other architectures and ablations.
+
+    Each stands beside RetNet, the architectures also beside the Transformer; a family without a record has no figure.
+    """
     ablations = {name for name in paper_systems() if name.startswith("retnet-")}
-    others = {"linear-transformer", "lstm", "rwkv", "h3", "hyena"}
-    members = {
-        "": {record.cell.system for record in records} - ablations - others,
-        "-architectures": {"retnet", "transformer", *others},
-        "-ablations": {"retnet", *ablations},
-    }
-    found = {name: [one for one in records if one.cell.system in systems] for name, systems in members.items()}
-    alone = [name for name, own in found.items() if not {one.cell.system for one in own} - {"retnet", "transformer"}]
-    kept = {name: own for name, own in found.items() if own and not (name and name in alone)}
-    return kept or {"": list(records)}
+    known = {record.cell.system for record in records}
+    first = known - ablations - ARCHITECTURES
+    members = {"": first or known}
+    members |= {"-architectures": {"retnet", "transformer", *ARCHITECTURES}} if first and known & ARCHITECTURES else {}
+    members |= {"-ablations": {"retnet", *ablations}} if first and known & ablations else {}
+    return {name: [one for one in records if one.cell.system in systems] for name, systems in members.items()}
 
 
 EXHIBITS = (

@@ -23,7 +23,7 @@ from retbench.quantities import format_duration, parse_counts, parse_duration
 from retbench.record import Record
 from retbench.registry import choose
 from retbench.report.exhibit import Exhibit
-from retbench.spec import Cell, Recall
+from retbench.spec import Cell, Dtype, Recall
 from retbench.train import one_of
 
 if TYPE_CHECKING:
@@ -90,18 +90,8 @@ def command(
         learning_rate=setting.learning_rate,
         warm_up_share=setting.warm_up_share,
     )
-    cell = Cell(
-        system="",
-        size=one_of(size, SIZES, "size"),
-        workload="recall",
-        seq_len=3 * max(numbers),
-        batch_size=max(1, setting.step_tokens // (3 * max(numbers))),
-        dtype=trainable(options.check_dtype("fp32" if dtype == "auto" else dtype)),
-        device=chosen.name,
-        threads=1,  # of a run: its losses shall not depend on how many cores there are
-        vocab_size=setting.vocab_size,
-        recall=recall,
-    )
+    checked = trainable(options.check_dtype("fp32" if dtype == "auto" else dtype))
+    cell = _cell(recall, setting.vocab_size, one_of(size, SIZES, "size"), checked, chosen.name)
     cells = [replace(cell, system=name, seed=seed, l_max=_l_max(name, cell)) for seed in range(seeds) for name in names]
     console = Console(stderr=True)
     console.print(_choice(cell, names, seeds), soft_wrap=True, markup=False, highlight=False)
@@ -140,6 +130,23 @@ def _tokens(setting: Setting, systems: Sequence[str], seeds: int, tokens: str, b
     if budget:
         return setting.within(parse_duration(budget, "--budget"), systems, seeds)
     return max(parse_counts(tokens, "--tokens")) if tokens else setting.tokens
+
+
+def _cell(recall: Recall, vocab_size: int, size: str, dtype: Dtype, device: str) -> Cell:
+    """What all runs share; its length and batch are those of the most pairs."""
+    length = 3 * max(recall.pairs)
+    return Cell(
+        system="",
+        size=size,
+        workload="recall",
+        seq_len=length,
+        batch_size=max(1, recall.step_tokens // length),
+        dtype=dtype,
+        device=device,
+        threads=1,  # of a run: its losses shall not depend on how many cores there are
+        vocab_size=vocab_size,
+        recall=recall,
+    )
 
 
 def _l_max(system: str, cell: Cell) -> int | None:

@@ -22,7 +22,9 @@ from retbench.report.exhibit import Exhibit
 from retbench.spec import Cell, Dtype, Quantize
 
 if TYPE_CHECKING:
+    from retbench.plan import Prediction
     from retbench.report.tables import Table
+    from retbench.sweep import Sweep
 
 SYSTEMS = ("retnet", "transformer", "transformer-flash")
 TRAINED = tuple(name for name in paper_systems() if name != "transformer-concat-cache")  # which trains as the eager one
@@ -87,15 +89,29 @@ def command(
     store.check_writable()
     stored = [] if fresh else store.read().records
     console, records = Console(stderr=True), list[Record]()
-    for name, cells in chosen.items():
-        sweep = Sweep.prepare("speed", cells, chosen_device, store)
-        found = sweep.measured(stored)
-        # What is compared must have been measured in the same rounds: all cells of a case, or none.
-        whole = len(found) == len(cells) and len({record.notes.get("child") for record in found.values()}) == 1
-        words = "stored" if whole else f"about {format_duration(budget_s)}"
-        console.print(f"{name}: {len(cells)} cells, {words}", soft_wrap=True, markup=False, highlight=False)
-        records += [found[cell] for cell in cells] if whole else sweep.run_together(cells, budget_s)
+    sweeps = {name: Sweep.prepare("speed", cells, chosen_device, store) for name, cells in chosen.items()}
+    reused = {name: _measured_together(sweep, stored) for name, sweep in sweeps.items()}
+    predictions = _predictions([cell for name, sweep in sweeps.items() if not reused[name] for cell in sweep.cells])
+    for name, sweep in sweeps.items():
+        words = "stored" if reused[name] else f"about {format_duration(budget_s)}"
+        console.print(f"{name}: {len(sweep.cells)} cells, {words}", soft_wrap=True, markup=False, highlight=False)
+        records += reused[name] or sweep.run_together(sweep.cells, predictions, budget_s)
     show(tables(records), records, output_format)
+
+
+def _measured_together(sweep: "Sweep", stored: Sequence[Record]) -> list[Record]:
+    """The records of all cells of a case, or none: what is compared must have been measured in the same rounds."""
+    found = sweep.measured(stored)
+    whole = len(found) == len(sweep.cells) and len({record.notes.get("child") for record in found.values()}) == 1
+    return [found[cell] for cell in sweep.cells] if whole else []
+
+
+def _predictions(cells: Sequence[Cell]) -> "dict[Cell, Prediction]":
+    """Bytes and operations of what has a model."""
+    from retbench import plan
+
+    modelled = [cell for cell in cells if cell.workload != "limits"]
+    return dict(zip(modelled, plan.predict(modelled)[0], strict=True)) if modelled else {}
 
 
 def all_cases(device: str, threads: int, seed: int) -> dict[str, Case]:

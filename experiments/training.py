@@ -92,7 +92,7 @@ def command(
         raise UsageError("--dtype fp16 would need scaled losses; dtypes of training are auto, fp32, bf16")
     size, seq_len = _default_size(chosen) if size == "auto" else size, _default_seq_len(chosen, seq_len)
     shared = Training(tensor_parallel=tensor_parallel, data_parallel=data_parallel, fsdp=fsdp)
-    ranks.check_ranks(shared, nproc, compile_blocks)
+    ranks.check_ranks(shared, shared.ranks if dry_run else nproc, compile_blocks)
     threads = threads or max(1, chosen.default_threads() // shared.ranks)
     grid = Grid(seq_len, batch_size, systems, size, dtype, device, threads, mem_limit, seed, compile=compile_blocks)
     trainings = [

@@ -69,6 +69,11 @@ def _predictable(cell: Cell) -> Cell:
     return replace(cell, system=peer.twin) if peer else cell
 
 
+def needed_bytes(cell: Cell, prediction: Prediction) -> int:
+    """What must be free for the cell to run at all: complexity runs at what lengths it can."""
+    return 0 if cell.workload == "complexity" else prediction.get("peak_memory_bytes", 0)
+
+
 @dataclass(frozen=True)
 class Share:
     """What a cell gets of the time: seconds in all, those for one prefill, and why its prefill gets none."""
@@ -121,10 +126,10 @@ def _cost(cell: Cell, prediction: Prediction, device: Device) -> tuple[float, fl
     if not prediction:
         return start_up_s, 0.0
     free = device.free_bytes()
-    if prediction["peak_memory_bytes"] > free:
+    if needed_bytes(cell, prediction) > free:
         return SKIPPING_S, 0.0
     bytes_per_s, flops_per_s = device.bytes_per_s * cell.threads, device.flops_per_s * cell.threads
-    if cell.workload == "frontier":
+    if cell.workload in ("frontier", "complexity"):
         return start_up_s, 0.0
     if cell.workload == "train_step":
         step_s = prediction["step_flops"] / flops_per_s + prediction["step_moved_bytes"] / bytes_per_s

@@ -11,7 +11,7 @@ from typing import Annotated, TypeVar, cast, get_args
 import typer
 
 from models.catalogue import systems as known_systems
-from retbench import options
+from retbench import options, ranks
 from retbench.errors import UsageError
 from retbench.options import Grid
 from retbench.registry import choose
@@ -27,6 +27,11 @@ DtypeName = Annotated[str, typer.Option("--dtype", help="fp32, bf16 or fp16; tra
 CheckpointingName = Annotated[str, typer.Option("--checkpointing", help="Of training: none, block, or both.")]
 LossName = Annotated[str, typer.Option("--loss", help="Of training: plain, chunked, or both.")]
 GradAccumulation = Annotated[int, typer.Option(help="Micro-batches of an optimizer step.", min=1, max=1024)]
+TensorParallel = Annotated[int, typer.Option(help="Of training: devices that share the heads of each layer out.")]
+DataParallel = Annotated[int, typer.Option(help="Of training: devices that read batches of their own.")]
+Fsdp = Annotated[
+    bool, typer.Option("--fsdp", help="Of training: these share weights, gradients and optimizer state out.")
+]
 ChunkSize = Annotated[int, typer.Option(help="Of RetNet's chunkwise form; 0: the model's own.", min=0, max=MAX_SEQ_LEN)]
 
 
@@ -43,6 +48,9 @@ def command(
     grad_accumulation: GradAccumulation = 1,
     loss: LossName = "plain",
     chunk_size: ChunkSize = 0,
+    tensor_parallel: TensorParallel = 1,
+    data_parallel: DataParallel = 1,
+    fsdp: Fsdp = False,
     device: DeviceName = "a100-80gb",
     output_format: options.Format = "table",
 ) -> None:
@@ -52,8 +60,10 @@ def command(
         raise UsageError("a plan has no default device: --size and --dtype must be named, not auto")
     # The grid is expanded for the CPU, which is everywhere: the planned device need not be here.
     grid = Grid(seq_len, batch_size, systems, size, dtype, "cpu", 1, "", 0, tuple(checkpoint or ()), (), weights)
+    shared = Training(tensor_parallel=tensor_parallel, data_parallel=data_parallel, fsdp=fsdp)
+    ranks.check_degrees(shared)
     trainings = [
-        Training(checkpointing=blocks, grad_accumulation=grad_accumulation, loss=kind)
+        replace(shared, checkpointing=blocks, grad_accumulation=grad_accumulation, loss=kind)
         for blocks, kind in product(
             _chosen(checkpointing, get_args(Checkpointing), "checkpointing"), _chosen(loss, get_args(Loss), "loss")
         )
@@ -67,6 +77,9 @@ def command(
     found.peak_flops_per_s(cells[0].dtype)
     if cells[0].dtype == "fp16" and any(cell.training for cell in cells):
         raise UsageError("--dtype fp16 would need scaled losses; dtypes of training are fp32, bf16")
+    if shared.ranks > 1 and not all(cell.training for cell in cells):
+        raise UsageError("--tensor-parallel and --data-parallel are of training: --workload must be train_step")
+    ranks.check_systems(cells)
     show_plan(cells, found, output_format)
 
 

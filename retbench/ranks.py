@@ -49,19 +49,16 @@ def is_follower() -> bool:
 
 def check_ranks(training: Training, nproc: int, compiled: bool = False) -> None:
     """Raises UsageError where the processes are not as many as the options need, or cannot be started."""
-    tensor_parallel, data_parallel = training.tensor_parallel, training.data_parallel
-    needed = tensor_parallel * data_parallel
-    there = launched() or nproc
-    if min(tensor_parallel, data_parallel, nproc) < 1:
-        raise UsageError("--tensor-parallel, --data-parallel and --nproc are 1 or more")
+    check_degrees(training)
+    needed, there = training.ranks, launched() or nproc
+    if nproc < 1:
+        raise UsageError("--nproc is 1 or more")
     if compiled and needed > 1:
         raise UsageError("--compile is for one process: leave it out, or --tensor-parallel and --data-parallel")
-    if training.fsdp and data_parallel == 1:
-        raise UsageError("--fsdp shares the model out over data-parallel ranks: --data-parallel must be 2 or more")
     if there != needed:
         raise UsageError(
-            f"--tensor-parallel {tensor_parallel} x --data-parallel {data_parallel} needs {needed} processes, not "
-            f"{there}: give --nproc {needed}, or start it with torchrun --nproc-per-node {needed}"
+            f"--tensor-parallel {training.tensor_parallel} x --data-parallel {training.data_parallel} needs {needed} "
+            f"processes, not {there}: give --nproc {needed}, or start it with torchrun --nproc-per-node {needed}"
         )
     if needed > 1:
         check_launcher()
@@ -71,6 +68,14 @@ def check_launcher() -> None:
     """Raises UsageError where several processes are needed, none have been started, and torchrun is not there."""
     if launched() is None and find_spec(LAUNCHER) is None:
         raise UsageError("torchrun is not there: this torch was built without torch.distributed; one process works")
+
+
+def check_degrees(training: Training) -> None:
+    """Raises UsageError for degrees that no number of processes can have."""
+    if min(training.tensor_parallel, training.data_parallel) < 1:
+        raise UsageError("--tensor-parallel and --data-parallel are 1 or more")
+    if training.fsdp and training.data_parallel == 1:
+        raise UsageError("--fsdp shares the model out over data-parallel ranks: --data-parallel must be 2 or more")
 
 
 def check_systems(cells: Sequence[Cell]) -> None:
@@ -83,12 +88,16 @@ def check_systems(cells: Sequence[Cell]) -> None:
         return  # without torch
     import torch
 
-    from models import build
+    from models import configure, from_config
+    from models.checkpoint import read_config
     from models.parallel import check_degree
 
     for cell, degree in degrees.items():
+        config = (
+            read_config(cell.checkpoint) if cell.checkpoint else configure(cell.system, cell.size, **cell.overrides)
+        )
         with torch.device("meta"):
-            model = build(cell.system, cell.size, **{**cell.overrides, "n_layers": 1})
+            model = from_config(replace(config, n_layers=1))
         try:
             check_degree(model, degree)
         except NotImplementedError:
@@ -104,17 +113,15 @@ def run(session: "Session", report: "Report", nproc: int) -> None:
     """
     training = session.cells[0].training or Training()
     check_systems(session.cells)
-    if session.dry_run and training.ranks > 1:
-        raise UsageError("--dry-run predicts one process: leave out --tensor-parallel and --data-parallel")
-    if training.ranks == 1:
+    if training.ranks == 1 or (session.dry_run and not is_follower()):
         session.run(report)
     elif launched() is None:
         sys.exit(launch(nproc, "retbench", sys.argv[1:]))
-    elif is_follower():
-        Group.join().follow()
-    else:
+    elif not is_follower():
         with Group.join().lead() as execute:
-            replace(session, execute=execute, predicts=False).run(report)
+            replace(session, execute=execute).run(report)
+    elif not session.dry_run:
+        Group.join().follow()
 
 
 def launch(nproc: int, module: str, arguments: Sequence[str]) -> int:

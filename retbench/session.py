@@ -48,7 +48,6 @@ class Session:
     dry_run: bool
     output_format: str
     execute: Execute = run_worker  # how a cell is run
-    predicts: bool = True  # the bytes of every cell beforehand; without, every cell gets the same time
 
     def run(self, report: Report) -> None:
         """Measures what is not measured yet and shows everything; raises UsageError before anything is written."""
@@ -93,9 +92,6 @@ class Session:
 
     def _predict(self, cells: Sequence[Cell], console: Console) -> dict[Cell, Prediction]:
         if not cells:
-            return {}
-        if not self.predicts:
-            plan.describe(cells)  # refuses what cannot be
             return {}
         predictions, problems = plan.predict(cells)
         for problem in problems:
@@ -162,9 +158,14 @@ def plan_table(cells: Sequence[Cell], predictions: Sequence[Prediction], problem
     notes = (
         f"{format_bytes(free)} are free; peaks are predicted (model), not measured",
         *(f"{row}: predicted as {twin}" for row, twin in twins.items()),
+        *(f"bytes are those of one of {count} ranks" for count in {_ranks(cell) for cell in cells} if count > 1),
         *problems,
     )
     return Table("plan", "Cells and their predicted bytes", columns, tuple(rows), notes)
+
+
+def _ranks(cell: Cell) -> int:
+    return cell.training.ranks if cell.training else 1
 
 
 def _fit(prediction: Prediction, free: int) -> Entry:

@@ -91,6 +91,7 @@ class Sweep:
     def run_together(
         self,
         cells: Sequence[Cell],
+        predictions: Mapping[Cell, Prediction],
         budget_s: float,
         execute: Execute = isolate.run_worker,
     ) -> list[Record]:
@@ -103,9 +104,8 @@ class Sweep:
             parts = [
                 {name: part[name] for name in part if name != "at"} for part in outcome.messages if part["at"] == at
             ]
-            records.append(
-                self._record(cell, Outcome("ok", None, parts) if parts else replace(outcome, messages=[]), {})
-            )
+            own = Outcome("ok", None, parts) if parts else replace(outcome, messages=[])
+            records.append(self._record(cell, own, predictions.get(cell, {})))
             self.store.append(records[-1])
         return records
 
@@ -116,7 +116,7 @@ class Sweep:
         share: Share,
         execute: Execute,
     ) -> Record:
-        needed, free = predicted.get("peak_memory_bytes", 0), self.device.free_bytes()
+        needed, free = plan.needed_bytes(cell, predicted), self.device.free_bytes()
         if needed > free:
             reason = f"predicted to need {format_bytes(needed)}, {format_bytes(free)} are free"
             return self._record(cell, Outcome("skipped", reason, []), predicted)
@@ -131,6 +131,8 @@ class Sweep:
         if predicted:
             parts["metrics"] |= {"predicted_peak_memory_bytes": predicted["peak_memory_bytes"]}
             parts["metrics"] |= _residuals(parts["metrics"], predicted)
+            for entry in parts["contexts"].values():
+                entry |= _residuals_at(entry, predicted)
         return Record(
             experiment=self.experiment,
             cell=replace(cell, **parts["cell"]),
@@ -156,6 +158,14 @@ def _residuals(metrics: Mapping[str, Any], predicted: Prediction) -> dict[str, i
         for peak, residual in names.items()
         if peak in metrics and peak in predicted
     }
+
+
+def _residuals_at(entry: Mapping[str, Any], predicted: Prediction) -> dict[str, int]:
+    """Predictions and residuals of the peaks of one context."""
+    known = {name: f"{name}_at_{entry['context']}" for name in entry}
+    found = {name: predicted[key] for name, key in known.items() if key in predicted}
+    residuals = {name.replace("peak_memory", "residual"): entry[name] - nbytes for name, nbytes in found.items()}
+    return {f"predicted_{name}": nbytes for name, nbytes in found.items()} | residuals
 
 
 def _merge(messages: Sequence[dict[str, Any]]) -> dict[str, dict[Any, Any]]:

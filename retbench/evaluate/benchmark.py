@@ -19,7 +19,7 @@ import torch
 from models import build, load_checkpoint
 from retbench.devices import find_device
 from retbench.evaluate.scoring import Scorer
-from retbench.timing import Stopwatch
+from retbench.timing import Sample, sample
 
 SHOT_TOKENS, QUESTION_TOKENS, CHOICE_TOKENS = (40, 60), (30, 50), (4, 14)  # from, to
 DOCUMENTS, SHOTS, CHOICES = 4, 4, 4
@@ -35,18 +35,20 @@ Way = Callable[[], list[float]]  # to get the loglikelihoods of all requests
 
 @dataclass(frozen=True)
 class Comparison:
-    """How long ours took and, by name, each other way; the largest difference of a loglikelihood."""
+    """What ours took, round by round, and, by name, each other way; the largest difference of a loglikelihood."""
 
-    ours_s: Sequence[float]
-    others_s: Mapping[str, Sequence[float]]
+    ours: Sequence[Sample]
+    others: Mapping[str, Sequence[Sample]]
     error: float
 
     def line(self, name: str) -> str:
         """Medians of another way and of ours, and the ratio, with its range, by which ours is faster."""
-        theirs = self.others_s[name]
-        ratios = sorted(other / ours for other, ours in zip(theirs, self.ours_s, strict=True))
-        faster = f"{median(ratios):.2f}x ({ratios[0]:.2f} to {ratios[-1]:.2f})"
-        return f"{name} {median(theirs):.2f} s, shared {median(self.ours_s):.2f} s: {faster} faster"
+        theirs = self.others[name]
+        seconds = " and ".join(f"{median(one.wall_ns for one in some) / 1e9:.2f} s" for some in (theirs, self.ours))
+        pairs = list(zip(theirs, self.ours, strict=True))
+        wall = _words([other.wall_ns / ours.wall_ns for other, ours in pairs])
+        cpu = _words([other.cpu_ns / ours.cpu_ns for other, ours in pairs])
+        return f"{name} and shared {seconds}: {wall} faster, {cpu} less CPU time"
 
 
 def documents(vocab_size: int, count: int = DOCUMENTS, seed: int = 0) -> list[Request]:
@@ -68,13 +70,9 @@ def compared(ours: Way, others: Mapping[str, Way]) -> Comparison:
     ways = [ours, *others.values()]
     expected, *found = (way() for way in ways)
     error = max(abs(a - b) for values in found for a, b in zip(values, expected, strict=True))
-    stopwatch = Stopwatch(find_device("cpu"))
-    for _ in range(ROUNDS):
-        for way in ways:
-            way()
-            stopwatch.lap()
-    ours_s, *others_s = (stopwatch.laps_s[at :: len(ways)] for at in range(len(ways)))
-    return Comparison(ours_s, dict(zip(others, others_s, strict=True)), error)
+    rounds = [[sample(way, find_device("cpu")) for way in ways] for _ in range(ROUNDS)]
+    of_ours, *of_others = zip(*rounds, strict=True)
+    return Comparison(of_ours, dict(zip(others, of_others, strict=True)), error)
 
 
 def beside_itself(system: str) -> list[str]:
@@ -103,6 +101,10 @@ def hf_model(folder: Path, batch_size: int) -> Any:
 
     settings = {"device": "cpu", "dtype": "float32", "max_length": MAX_LENGTH}
     return HFLM(pretrained=str(folder), batch_size=batch_size, **settings)
+
+
+def _words(ratios: Sequence[float]) -> str:
+    return f"{median(ratios):.2f}x ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 def _way(scorer: Scorer, requests: Sequence[Request]) -> Way:

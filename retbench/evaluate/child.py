@@ -103,7 +103,7 @@ def _run(
     tracker = EvaluationTracker(output_path=request["output_path"]) if request["output_path"] else None
     with tempfile.TemporaryDirectory() as temporary:
         task, problem = _loaded(job, Path(temporary))
-        problems = [problem for problem in gathered(problem) if problem]
+        problems = [one for one in gathered(problem) if one]
         if task is None or problems:
             return {"not_run": problems[0]}
         task.set_config(key="num_fewshot", value=job["num_fewshot"])

@@ -49,9 +49,9 @@ def by_prefix(requests: Sequence[tuple[Sequence[int], Sequence[int]]], count: in
     families = [list(places) for _, places in groupby(order, key=lambda at: tuple(requests[at][0]))]
     costs = [len(requests[some[0]][0]) + sum(len(requests[at][1]) for at in some) for some in families]
     parts: list[list[int]] = [[] for _ in range(count)]
-    read = 0
+    read, whole = 0, sum(costs)
     for places, cost in zip(families, costs, strict=True):
-        parts[(2 * read + cost) * count // (2 * sum(costs))] += places  # by where the middle of its tokens lies
+        parts[(2 * read + cost) * count // (2 * whole)] += places  # by where the middle of its tokens lies
         read += cost
     return parts
 

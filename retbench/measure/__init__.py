@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from models import configure
 from models.config import Config
 from models.language_model import LanguageModel, State
 from retbench.devices import Device
@@ -72,6 +73,15 @@ class Task:
     def tokens(self, vocab_size: int, *shape: int) -> Tensor:
         """Fresh random token ids, different at every call."""
         return torch.randint(vocab_size, shape, generator=self.generator, device="cpu").to(self.cell.device)
+
+
+def config_of(cell: Cell) -> Config:
+    """What shapes the model of a cell; ValueError where the options contradict each other or the checkpoint is bad."""
+    if cell.checkpoint is not None:
+        from models.checkpoint import read_config  # late: where a peer is measured there may be no safetensors
+
+        return read_config(cell.checkpoint)
+    return configure(cell.system, cell.size, **cell.overrides)
 
 
 def backend_of(model: Model) -> str:

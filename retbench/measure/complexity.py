@@ -68,6 +68,7 @@ def measure(model: LanguageModel, task: Task) -> Parts:
         Series("train", partial(_train, model, task)),
     ]
     first_round = task.deadline.fraction(FIRST_ROUND_SHARE)
+    _decode(model, task, 1)()  # makes what a model makes once and keeps: no length has it in its peak
     for length in lengths(task.cell.seq_len):
         for one in series:
             if _possible(one, task, first_round):

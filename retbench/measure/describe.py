@@ -2,9 +2,8 @@
 
 import torch
 
-from models import configure, from_config
-from models.checkpoint import read_config
-from retbench.measure import TORCH_DTYPES
+from models import from_config
+from retbench.measure import TORCH_DTYPES, config_of
 from retbench.spec import Cell
 
 
@@ -12,10 +11,7 @@ def describe(cell: Cell) -> dict[str, int | str]:
     """Parameters, bytes of a state that holds ``seq_len`` tokens, forms; ValueError for a model that cannot be."""
     torch.set_default_dtype(TORCH_DTYPES[cell.dtype])
     with torch.device("meta"):
-        config = (
-            read_config(cell.checkpoint) if cell.checkpoint else configure(cell.system, cell.size, **cell.overrides)
-        )
-        model = from_config(config)
+        model = from_config(config_of(cell))
         state = model.init_state(cell.batch_size, cell.seq_len)
     for layer in state.layers:  # a concatenated cache starts out empty
         layer.fill_(cell.seq_len, torch.Generator())

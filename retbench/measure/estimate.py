@@ -34,12 +34,16 @@ def estimate(cell: Cell, memory_bytes: int) -> Prediction:
 
 
 def needs(predictor: Predictor, seq_len: int, batch_size: int) -> Prediction:
-    """Bytes by kind, operations and bytes moved, under the same names whatever the workload."""
+    """Bytes by kind, operations, bytes moved and exchanged, under the same names whatever the workload.
+
+    Of several ranks, those of the first; parameters are those of the whole model.
+    """
     weights = predictor.weights()
     if predictor.cell.workload == "train_step":
         found = predictor.train(seq_len, batch_size)
         kinds = {"state_bytes": 0, "activations_bytes": found["activations_bytes"] + found["logits_bytes"]}
-        kinds |= {name: found[name] for name in ("gradients_bytes", "optimizer_bytes")}
+        kinds |= {name: found[name] for name in ("weights_bytes", "gradients_bytes", "optimizer_bytes")}
+        kinds |= {"exchanged_bytes": found["step_exchanged_bytes"]}
         peak, work = found["peak_memory_bytes"], (found["step_flops"], found["step_moved_bytes"])
     else:
         if predictor.cell.workload == "prefill":
@@ -50,7 +54,7 @@ def needs(predictor: Predictor, seq_len: int, batch_size: int) -> Prediction:
             peak, work = found["peak_memory_bytes"], (found["step_flops"], found["step_bytes"])
         activations = peak - weights["weights_bytes"] - found["state_bytes"]
         kinds = {"state_bytes": found["state_bytes"], "activations_bytes": activations}
-        kinds |= {"gradients_bytes": 0, "optimizer_bytes": 0}
+        kinds |= {"gradients_bytes": 0, "optimizer_bytes": 0, "exchanged_bytes": 0}
     return {**weights, **kinds, "peak_memory_bytes": peak, "flops": work[0], "moved_bytes": work[1]}
 
 

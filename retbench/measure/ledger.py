@@ -3,16 +3,23 @@
 import math
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    is_traceable_wrapper_subclass,
+    is_traceable_wrapper_subclass_type,
+)
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 aten = torch.ops.aten
 READS_ROWS = (aten.embedding, aten.index, aten.index_select, aten.gather)  # as much as they write, of a larger tensor
+COLLECTIVES = ("c10d", "_c10d_functional")  # namespaces of what ranks do together
+WAIT, WRAP = "wait_tensor", "_wrap_tensor_autograd"  # of them, what exchanges nothing
 
 
 class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -20,12 +27,25 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     ``moved`` is what each operator reads and writes, as if nothing stayed in a cache between two of them. ``flops`` are
     those of matrix products, convolutions, attention (every pair of positions, seen or not, as torch counts) and FFTs.
+    ``exchanged`` are bytes of the tensors that ranks reduce, gather or scatter together, each counted whole and once.
     """
 
     def __init__(self, outside: Iterable[Tensor] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.live = self.peak = self.allocated = self.moved = self.flops = 0
-        self._known = {tensor.untyped_storage()._cdata for tensor in outside}
+        self.live = self.peak = self.allocated = self.moved = self.flops = self.exchanged = 0
+        self._sizes = {storage._cdata: storage.nbytes() for storage in (x.untyped_storage() for x in outside)}
+
+    def __enter__(self) -> Self:
+        self._plain_resize = torch.UntypedStorage.resize_
+        # FSDP frees and makes gathered weights so, which no operator shows.
+        resized: Any = lambda storage, nbytes: self._resize(storage, nbytes)  # noqa: E731 - a function would be typed
+        torch.UntypedStorage.resize_ = resized  # type: ignore[method-assign]
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        torch.UntypedStorage.resize_ = self._plain_resize  # type: ignore[method-assign]
 
     def hold(self, tensors: Iterable[Tensor]) -> None:
         """Counts tensors that exist already and may be dropped: keep no list of them."""
@@ -35,29 +55,51 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if any(map(is_traceable_wrapper_subclass_type, types)):
+            return NotImplemented  # what a DTensor makes of its parts is counted
         kwargs = kwargs or {}
         read = [leaf for leaf in tree_iter((args, kwargs)) if isinstance(leaf, Tensor)]
-        out = func(*args, **kwargs)
-        written = [leaf for leaf in tree_iter(out) if isinstance(leaf, Tensor)]
+        packet = func._overloadpacket  # type: ignore[attr-defined]
+        # Of a fake tensor torch would make another one, where a real one is only waited for.
+        is_there = packet.__name__ == WAIT and isinstance(args[0], FakeTensor)
+        out = args[0] if is_there else func(*args, **kwargs)
+        written = [
+            leaf for leaf in tree_iter(out) if isinstance(leaf, Tensor) and not is_traceable_wrapper_subclass(leaf)
+        ]
         for tensor in written:
             self._count(tensor.untyped_storage())
-        packet = func._overloadpacket  # type: ignore[attr-defined]
         self.moved += _moved(func, packet, read, written)
         if packet in FLOPS:
             self.flops += int(FLOPS[packet](*args, **kwargs, out_val=out))
+        if func.namespace in COLLECTIVES and packet.__name__ not in (WAIT, WRAP):  # type: ignore[attr-defined]
+            self.exchanged += max((tensor.nbytes for tensor in (*read, *written)), default=0)
         return out
 
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        if storage._cdata not in self._known:
-            self._known.add(storage._cdata)
-            self.live += storage.nbytes()
-            self.allocated += storage.nbytes()
-            self.peak = max(self.peak, self.live)
-            weakref.finalize(storage, self._free, storage.nbytes(), storage._cdata)
+    def _count(self, storage: torch.UntypedStorage, already: int = 0) -> None:
+        """Follows a storage from now on; bytes that were there ``already`` are not counted."""
+        address = storage._cdata
+        if address not in self._sizes:
+            self._sizes[address] = already
+            self._change(address, storage.nbytes())
+            weakref.finalize(storage, self._free, address)
 
-    def _free(self, nbytes: int, address: int) -> None:
-        self.live -= nbytes
-        self._known.discard(address)
+    def _resize(self, storage: torch.UntypedStorage, nbytes: int) -> object:
+        self._count(storage, already=storage.nbytes())
+        done = self._plain_resize(storage, nbytes)
+        self._change(storage._cdata, storage.nbytes())
+        return done
+
+    def _change(self, address: int, nbytes: int) -> None:
+        """A storage that has so many bytes now."""
+        grown = nbytes - self._sizes[address]
+        self._sizes[address] = nbytes
+        self.live += grown
+        self.allocated += max(grown, 0)
+        self.peak = max(self.peak, self.live)
+
+    def _free(self, address: int) -> None:
+        self._change(address, 0)
+        del self._sizes[address]
 
 
 def _moved(func: Any, packet: Any, read: Sequence[Tensor], written: Sequence[Tensor]) -> int:

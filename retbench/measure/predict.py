@@ -1,22 +1,27 @@
 """Predicts a cell's bytes and operations without running it: the same calls on fake tensors, counted."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from models import configure, from_config
-from models.checkpoint import read_config
+from models import from_config
 from models.config import Config
 from models.language_model import LanguageModel
+from models.parallel import local
 from models.quantization import quantize_
-from retbench.measure import TORCH_DTYPES
+from retbench.measure import TORCH_DTYPES, config_of, forward_backward
+from retbench.measure.complexity import lengths
 from retbench.measure.ledger import Ledger
+from retbench.measure.ranks import first_of, share_
 from retbench.measure.split import split_step
 from retbench.measure.train_step import Trainer
 from retbench.spec import Cell, Training
 
 UNCOUNTABLE = 2**62  # bytes of a tensor whose size torch cannot express: more than any memory
+TOKEN_BYTES = 8  # of an id
 Prediction = dict[str, int]
 
 
@@ -38,9 +43,9 @@ SCALED = ("state", "must_move", "allocated", "moved", "flops")  # fields that gr
 class Predictor:
     """A cell's model at any length and batch.
 
-    Weights are counted on the meta device. Decode and prefill are traced on one layer and on two: all layers are alike
-    and none keeps anything but its state, so that the peak beside it is that of two and all else grows by the
-    difference. The tensors pretend to be on the CPU: faking a CUDA device aborts or silently replaces fused attention.
+    Weights, decode and prefill are those of one layer and of two: all layers are alike and none keeps anything but its
+    state, so that the peak beside it is that of two and all else grows by the difference. The tensors pretend to be on
+    the CPU: faking a CUDA device aborts or silently replaces fused attention.
     """
 
     def __init__(self, cell: Cell, native: bool = True) -> None:
@@ -49,31 +54,28 @@ class Predictor:
         self._native = native and cell.device == "cpu"
         torch.set_default_dtype(TORCH_DTYPES[cell.dtype])
         torch.set_num_threads(cell.threads)  # each has memory of its own in a native step
-        self.config = (
-            read_config(cell.checkpoint)
-            if cell.checkpoint is not None
-            else configure(cell.system, cell.size, **cell.overrides)
-        )
-        with torch.device("meta"):
-            self._model = _model(cell, self.config)
+        self.config = config_of(cell)
         self._fake = FakeTensorMode()
+
+    @cached_property
+    def _shallow(self) -> list[LanguageModel]:
         depths = range(1, min(2, self.config.n_layers) + 1)
         with self._fake:
-            self._shallow = [_model(cell, replace(self.config, n_layers=depth)) for depth in depths]
+            return [_model(self.cell, replace(self.config, n_layers=depth)) for depth in depths]
 
     def weights(self) -> Prediction:
-        parameters = sum(parameter.numel() for parameter in self._model.parameters())
-        return {"parameters": parameters, "weights_bytes": self._model.weights_bytes()}
+        parameters = self._of_all(lambda model: sum(parameter.numel() for parameter in model.parameters()))
+        return {"parameters": parameters, "weights_bytes": self._of_all(LanguageModel.weights_bytes)}
 
     def decode(self, seq_len: int, batch_size: int) -> Prediction:
         """A step at the last of ``seq_len`` positions: bytes that it must move, all that it allocates, its peak."""
         step = self._scaled([self._step(model, seq_len, batch_size) for model in self._shallow])
         return {
             "state_bytes": step.state,
-            "step_bytes": self._model.step_weights_bytes() + step.must_move,
+            "step_bytes": self._of_all(LanguageModel.step_weights_bytes) + step.must_move,
             "step_allocated_bytes": step.allocated,
             "step_flops": step.flops,
-            "peak_memory_bytes": self._model.weights_bytes() + step.state + step.peak,
+            "peak_memory_bytes": self._of_all(LanguageModel.weights_bytes) + step.state + step.peak,
         }
 
     def prefill(self, seq_len: int, batch_size: int) -> Prediction:
@@ -84,40 +86,87 @@ class Predictor:
             if "overflow" not in str(error):
                 raise
             counts = Counts(*[UNCOUNTABLE] * 6)
+        weights_bytes = self._of_all(LanguageModel.weights_bytes)
         return {
             "state_bytes": counts.state,
-            "prefill_peak_memory_bytes": min(self._model.weights_bytes() + counts.state + counts.peak, UNCOUNTABLE),
+            "prefill_peak_memory_bytes": min(weights_bytes + counts.state + counts.peak, UNCOUNTABLE),
             "prefill_allocated_bytes": min(counts.allocated, UNCOUNTABLE),
             "prefill_moved_bytes": min(counts.moved, UNCOUNTABLE),
             "prefill_flops": min(counts.flops, UNCOUNTABLE),
         }
 
     def train(self, seq_len: int, batch_size: int, n_layers: int | None = None) -> Prediction:
-        """One optimizer step after another one, traced on all layers: what a layer keeps for its gradient adds up."""
+        """One optimizer step after another one, traced on all layers: what a layer keeps for its gradient adds up.
+
+        Of several ranks, what the first of them does and keeps.
+        """
         training = self.cell.training or Training()
-        with self._fake:
-            model = _model(self.cell, replace(self.config, n_layers=n_layers or self.config.n_layers))
-            trainer = Trainer(model, training)
-            micro_batches = torch.zeros(training.grad_accumulation, batch_size, seq_len + 1, dtype=torch.int64)
-            trainer.step(micro_batches[:, :1, :2])  # makes what the first step makes and all keep
-            live = split_step(trainer, micro_batches)
-            optimizer_bytes = sum(tensor.nbytes for tensor in trainer.optimizer.tensors())
+        with first_of(training) as mesh:
+            with self._fake:
+                model = _model(self.cell, replace(self.config, n_layers=n_layers or self.config.n_layers))
+            if mesh is not None:
+                share_(model, training, mesh)  # by real tensors, of which meshes are made
+            with self._fake:
+                trainer = Trainer(model, training)
+                tokens = torch.zeros(training.grad_accumulation, batch_size, seq_len + 1, dtype=torch.int64)
+                trainer.step(tokens[:, :1, :2])  # makes what the first step makes and all keep
+                live = split_step(trainer, tokens)
+            optimizer_bytes = sum(local(tensor).nbytes for tensor in trainer.optimizer.tensors())
+            weights_bytes = model.weights_bytes()
         kinds = live.peak_kinds()
         return {
+            "weights_bytes": weights_bytes,
             "optimizer_bytes": optimizer_bytes,
             **{f"{kind}_bytes": nbytes for kind, nbytes in kinds.items()},
             "most_activations_bytes": live.most("activations", "logits"),
-            "peak_memory_bytes": model.weights_bytes() + optimizer_bytes + live.peak,
+            "peak_memory_bytes": weights_bytes + optimizer_bytes + live.peak,
             "step_moved_bytes": live.moved,
+            "step_exchanged_bytes": live.exchanged,
             "step_flops": live.flops,
         }
+
+    def forward_backward(self, seq_len: int, batch_size: int) -> Prediction:
+        """Forward and backward over tokens (B, T + 1) that are made for it, without an optimizer."""
+        with self._fake:
+            model = _model(self.cell, self.config)
+            tokens = torch.zeros(batch_size, seq_len + 1, dtype=torch.int64)
+            forward_backward(model, tokens[:1, :2])
+            with Ledger([*model.parameters(), *model.buffers()]) as ledger:
+                ledger.hold([tokens])
+                forward_backward(model, tokens)
+        return {
+            "peak_memory_bytes": model.weights_bytes() + ledger.peak,
+            "step_moved_bytes": ledger.moved,
+            "step_flops": ledger.flops,
+        }
+
+    def complexity(self, longest: int, batch_size: int) -> Prediction:
+        """Peaks of a decode step, a prefill and a training step at every length of ``measure.complexity``.
+
+        There tokens are made for each: they count.
+        """
+        found: Prediction = {}
+        for length in lengths(longest):
+            peaks = {
+                "decode": self.decode(length, batch_size)["peak_memory_bytes"] + TOKEN_BYTES * batch_size,
+                "prefill": self.prefill(length, batch_size)["prefill_peak_memory_bytes"]
+                + TOKEN_BYTES * batch_size * length,
+                "train": self.forward_backward(length, batch_size)["peak_memory_bytes"],
+            }
+            found |= {f"{kind}_peak_memory_bytes_at_{length}": nbytes for kind, nbytes in peaks.items()}
+        return found
 
     def peak(self, seq_len: int, batch_size: int) -> int:
         """That of a prefill, if that is the cell's workload, or of decode, from one trace."""
         deepest = self._shallow[-1]
         counts = (self._prefill if self.cell.workload == "prefill" else self._step)(deepest, seq_len, batch_size)
         state_bytes = counts.state * self.config.n_layers // deepest.config.n_layers
-        return self._model.weights_bytes() + state_bytes + counts.peak
+        return self._of_all(LanguageModel.weights_bytes) + state_bytes + counts.peak
+
+    def _of_all(self, count: Callable[[LanguageModel], int]) -> int:
+        """What is counted of a model, of all layers."""
+        first, last = count(self._shallow[0]), count(self._shallow[-1])
+        return first + (self.config.n_layers - 1) * (last - first)
 
     def _scaled(self, shallow: list[Counts]) -> Counts:
         """Those of all layers from those of one and of two."""
@@ -161,11 +210,16 @@ class Predictor:
 
 
 def predict(cell: Cell) -> Prediction:
-    """Bytes and operations of a training step, or of decode and prefill where the cell's workload is another."""
+    """Bytes and operations of what the cell's workload measures: of decode and prefill, or of training."""
     predictor, point = Predictor(cell), (cell.seq_len, cell.batch_size)
-    if cell.workload == "train_step":
-        return predictor.weights() | predictor.train(*point)
-    return predictor.weights() | predictor.prefill(*point) | predictor.decode(*point)
+    weights = predictor.weights()
+    if cell.workload in ("train_step", "train_tokens"):
+        return weights | (predictor.train(*point) if cell.training else predictor.forward_backward(*point))
+    prefill = predictor.prefill(*point)
+    if cell.workload == "prefill":
+        return weights | prefill | {"peak_memory_bytes": prefill["prefill_peak_memory_bytes"]}
+    decode = predictor.decode(*point)
+    return weights | prefill | decode | (predictor.complexity(*point) if cell.workload == "complexity" else {})
 
 
 def _model(cell: Cell, config: Config) -> LanguageModel:

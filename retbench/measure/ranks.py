@@ -2,7 +2,9 @@
 
 import os
 import threading
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, distributed
@@ -12,6 +14,8 @@ from retbench.ranks import RUN_LASTS
 from retbench.spec import Training
 
 if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
     from models.language_model import LanguageModel
 
 
@@ -32,7 +36,9 @@ def join_group(device: str, group: str) -> None:
     threading.Thread(target=_end_with, args=(f"{group}/failed",), daemon=True).start()
     store, rank, world = next(rendezvous("env://"))
     backend = "nccl" if device == "cuda" else "gloo"
-    distributed.init_process_group(backend, store=PrefixStore(group, store), rank=rank, world_size=world)
+    prefixed = PrefixStore(group, store)
+    # A slower rank is waited for; the thread above ends the wait for one that has gone.
+    distributed.init_process_group(backend, timeout=RUN_LASTS, store=prefixed, rank=rank, world_size=world)
 
 
 def _end_with(key: str) -> None:
@@ -45,7 +51,12 @@ def _end_with(key: str) -> None:
 
 
 def keep_part_(model: "LanguageModel", device: str, training: Training) -> None:
-    """Leaves of the whole model what this rank computes and keeps.
+    """Leaves of the whole model what this rank computes and keeps."""
+    share_(model, training, mesh_of(training, device))
+
+
+def mesh_of(training: Training, device: str) -> "DeviceMesh":
+    """The ranks by what they do: repeat the model, share its parameters out, share its heads out.
 
     Ranks that share heads stand next to each other. Without FSDP the model is repeated over the data-parallel ranks:
     FSDP over one rank alone, whose gradients are averaged with those of the others.
@@ -54,17 +65,59 @@ def keep_part_(model: "LanguageModel", device: str, training: Training) -> None:
 
     readers = training.data_parallel
     shape = (1, readers, training.tensor_parallel) if training.fsdp else (readers, 1, training.tensor_parallel)
-    names = ("replicas", "shards", "tensor")
-    mesh = init_device_mesh(device, shape, mesh_dim_names=names)
+    return init_device_mesh(device, shape, mesh_dim_names=("replicas", "shards", "tensor"))
+
+
+def share_(model: "LanguageModel", training: Training, mesh: "DeviceMesh") -> None:
+    """Leaves of the whole model what this rank computes and keeps."""
     if training.tensor_parallel > 1:
         tensor_parallel_(model, mesh["tensor"])
-    if readers > 1:
+    if training.data_parallel > 1:
         fully_shard_(model, mesh["shards"] if training.fsdp else mesh["replicas", "shards"])
 
 
 def reader(training: Training) -> int:
     """Which of the data-parallel readers of tokens this rank belongs to."""
     return distributed.get_rank() // training.tensor_parallel
+
+
+@contextmanager
+def first_of(training: Training) -> Iterator["DeviceMesh | None"]:
+    """Makes this process the first of the ranks that a step needs, without the others: for models of fake tensors.
+
+    No rank needs more memory than the first, which has the longer part of what cannot be cut evenly. Where one rank is
+    all, there is no mesh.
+    """
+    if training.ranks == 1:
+        yield None
+        return
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=training.ranks)
+    try:
+        with _whole_shapes_uncounted():
+            yield mesh_of(training, "cpu")
+    finally:
+        distributed.destroy_process_group()
+
+
+@contextmanager
+def _whole_shapes_uncounted() -> Iterator[None]:
+    """DTensor learns the shape of a whole result from fake tensors: here they must not count as a rank's own."""
+    from torch.distributed.tensor._sharding_prop import ShardingPropagator
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    plain = ShardingPropagator._propagate_tensor_meta_non_cached
+
+    def uncounted(*arguments: Any) -> Any:
+        with _disable_current_modes():
+            return plain(*arguments)
+
+    ShardingPropagator._propagate_tensor_meta_non_cached = uncounted  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        ShardingPropagator._propagate_tensor_meta_non_cached = plain  # type: ignore[method-assign]
 
 
 def agreed(decision: bool) -> bool:

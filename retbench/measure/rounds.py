@@ -77,7 +77,8 @@ class Decode:
         return {"tokens_per_s": rate(self.task.cell.batch_size, seconds), "step_bytes": self.amount}
 
     def memory(self) -> dict[str, int]:
-        return {"state_bytes": self.state.nbytes}
+        peak = self.task.device.peak_memory(lambda: None, lambda _: self.run())
+        return {"state_bytes": self.state.nbytes, "activations_bytes": peak.tensor_bytes}
 
 
 @dataclass
@@ -250,6 +251,8 @@ def _group(tasks: Sequence[tuple[int, Task]], models: Models) -> Iterator[Part]:
     for course, (model, made) in zip(courses, facts, strict=True):
         part = course.part()
         part["metrics"] |= {**made["metrics"], "weights_bytes": model.weights_bytes()}
+        kinds = ("weights_bytes", "state_bytes", "activations_bytes")
+        part["metrics"]["peak_memory_bytes"] = sum(part["metrics"].get(kind, 0) for kind in kinds)
         part["notes"] |= made["notes"]
         yield {**part, "cell": {"backend": backend_of(model), "form": _form(model, course.task.cell)}}
 

@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal, get_args
 
-import torch
 from torch import Tensor, nn
 
+from models.parallel import local
 from retbench.measure.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -23,11 +23,11 @@ class KindsOfBytes(Ledger):  # type: ignore[no-untyped-call]
         self.kind: Kind = "activations"
         self._kinds: list[Kind] = []  # of each storage in the order that they were made
         self._places: dict[int, int] = {}  # address -> place in that order of the storage that is there now
-        self._log: list[tuple[int, int]] = []  # place, bytes: negative when it was freed
+        self._log: list[tuple[int, int]] = []  # place, bytes more: negative when it was freed
 
     def mark(self, tensor: Tensor, kind: Kind) -> None:
         """Says of a storage that is still there what it is, and was from the start."""
-        self._kinds[self._places[tensor.untyped_storage()._cdata]] = kind
+        self._kinds[self._places[local(tensor).untyped_storage()._cdata]] = kind
 
     def peak_kinds(self) -> dict[Kind, int]:
         """Bytes of each kind when most bytes were there together, in all the ``peak``."""
@@ -47,29 +47,29 @@ class KindsOfBytes(Ledger):  # type: ignore[no-untyped-call]
             most = max(most, now)
         return most
 
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        if storage._cdata not in self._known:
-            self._places[storage._cdata] = len(self._kinds)
-            self._log.append((len(self._kinds), storage.nbytes()))
+    def _change(self, address: int, nbytes: int) -> None:
+        if address not in self._places:
+            self._places[address] = len(self._kinds)
             self._kinds.append(self.kind)
-        super()._count(storage)
+        self._log.append((self._places[address], nbytes - self._sizes[address]))
+        super()._change(address, nbytes)
 
-    def _free(self, nbytes: int, address: int) -> None:
-        super()._free(nbytes, address)
-        self._log.append((self._places.pop(address), -nbytes))
+    def _free(self, address: int) -> None:
+        super()._free(address)
+        del self._places[address]
 
 
 def split_step(trainer: "Trainer", tokens: Tensor) -> KindsOfBytes:
     """Makes a step over tokens (A, B, T + 1), on real or fake tensors -> its storages, but for what is there always.
 
     logits: all that is made between the input of the head and the gradient of that input, the loss included.
-    activations: all else of forward and backward, the tokens included. gradients: those of parameters, in any dtype.
-    Weights and what the optimizer keeps are there before and after; none of a step's own is, once the optimizer has
-    made its state in a first step.
+    activations: all else of forward and backward, the tokens included, and what FSDP gathers. gradients: those of
+    parameters, in any dtype, as far as this rank keeps them. Weights and what the optimizer keeps are there before and
+    after; none of a step's own is, once the optimizer has made its state in a first step.
     """
     model = trainer.model
     outside = [*model.parameters(), *model.buffers(), *trainer.optimizer.tensors()]
-    live = KindsOfBytes(outside)
+    live = KindsOfBytes(map(local, outside))
     with live:
         live.hold([tokens])
 

@@ -86,7 +86,7 @@ def _memory(trainer: Trainer, task: Task) -> Part:
     kinds: dict[Kind, int] = {}
 
     def step(tokens: Tensor) -> None:
-        if task.cell.compile or trainer.training.ranks > 1:  # neither compiled code nor DTensors show what is inside
+        if task.cell.compile:  # compiled code does not show what is inside
             trainer.step(tokens)
         else:
             kinds.update(split_step(trainer, tokens).peak_kinds())

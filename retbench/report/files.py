@@ -14,9 +14,10 @@ from retbench.report.latex import to_latex
 from retbench.report.page import page
 from retbench.report.tables import Table, markdown_text, to_csv, to_markdown
 
+MOST_ROWS = 2000  # of a table that people read; a browser would take long over more
+
 REPORT = "report.md"
 PAGE = "index.html"
-MOST_ROWS = 1000  # of a table that people read
 INTRODUCTION = (
     "Every number was measured by the command below its exhibit, unless it is called the paper's or a model's. The "
     "folder of an experiment holds its exhibits one by one: Markdown, tables as CSV and LaTeX (booktabs), figures as "
@@ -38,7 +39,7 @@ def write(drawn: Sequence[Drawn], folder: Path, notes: Sequence[str] = ()) -> No
         for stem, figure in one.figures.items():
             save(figure, own, stem)
     _write(folder / REPORT, _report(read, bodies, notes))
-    _write(folder / PAGE, page(read, notes))
+    _write(folder / PAGE, page(drawn, notes))
 
 
 def readable(table: Table) -> Table:

@@ -31,7 +31,8 @@ def plan_rows(cells: Sequence[Cell], estimates: Sequence[Mapping[str, int]], dev
 
 
 def _row(cell: Cell, estimate: Mapping[str, int], device: Specification) -> Row:
-    names = ("parameters", "flops", "moved_bytes", *KINDS, "peak_memory_bytes", "longest_seq_len", "largest_batch_size")
+    work = ("parameters", "flops", "moved_bytes", "exchanged_bytes")
+    names = (*work, *KINDS, "peak_memory_bytes", "longest_seq_len", "largest_batch_size")
     row: Row = {name: getattr(cell, name) for name in ("system", *SECTION)}
     row |= {
         "training": (cell.training.words or "plain") if cell.training else "",
@@ -53,8 +54,8 @@ def _row(cell: Cell, estimate: Mapping[str, int], device: Specification) -> Row:
 def plan_tables(rows: Sequence[Row], device: Specification, problems: Sequence[str]) -> list[Table]:
     """Memory, with everything else for csv and json; then work, time and limits."""
     setting = _setting(rows)
-    memory = (*_memory(rows), *_work("data"))
-    work = _work("terminal")
+    memory = (*_memory(rows), *_work(rows, "data"))
+    work = _work(rows, "terminal")
     title = f"on {device.description} (model, not measured)"
     notes = (
         f"device: {device.memory_bytes / GB:g} GB, {device.bytes_per_s / 1e12:g} TB/s, dense "
@@ -62,11 +63,13 @@ def plan_tables(rows: Sequence[Row], device: Specification, problems: Sequence[s
         + f" ({device.source})",
         "GB are 10^9 bytes; peak: of the tensors that are there together; what drivers, allocators and libraries take "
         "for themselves comes on top",
+        *_rank_notes(rows),
         *problems,
     )
     work_notes = (
         "FLOPs: matrix products, attention (all pairs of positions), convolutions and FFTs; "
         + "; ".join(text for name, text in MOVED.items() if _moves_so(rows, name)),
+        *(("exchanged: the tensors that ranks reduce or gather together, each whole and once",) * _any_ranks(rows)),
         "roofline: the longer of bytes / bandwidth (bound by memory) and FLOPs / peak (bound by compute)",
         f"longest, largest: that fit with all else as in the row, found to 0.4 %; up to {length(MAX_SEQ_LEN)} and "
         f"{MAX_BATCH_SIZE}; 0: not even one",
@@ -80,6 +83,18 @@ def plan_tables(rows: Sequence[Row], device: Specification, problems: Sequence[s
 
 def _moves_so(rows: Sequence[Row], name: str) -> bool:
     return any((row["workload"] == "decode") == (name == "decode") for row in rows)
+
+
+def _any_ranks(rows: Sequence[Row]) -> bool:
+    return any(row["exchanged_bytes"] for row in rows)
+
+
+def _rank_notes(rows: Sequence[Row]) -> tuple[str, ...]:
+    note = (
+        "several devices: bytes, FLOPs, batch and limits of one of them, parameters of the whole model; what FSDP "
+        "gathers is among the activations"
+    )
+    return (note,) * _any_ranks(rows)
 
 
 def _setting(rows: Sequence[Row]) -> list[Column]:
@@ -105,10 +120,11 @@ def _memory(rows: Sequence[Row]) -> list[Column]:
     ]
 
 
-def _work(detail: Detail) -> list[Column]:
+def _work(rows: Sequence[Row], detail: Detail) -> list[Column]:
     return [
         Column("flops", "TFLOP", "FLOP", detail=detail),
         Column("moved_bytes", "moved\nGB", "bytes", detail=detail),
+        Column("exchanged_bytes", "exchan-\nged GB", "bytes", detail=detail if _any_ranks(rows) else "data"),
         Column("roofline_ms", "roofline\nms", "ms", detail=detail),
         Column("bound_by", "bound by", justify="left", detail=detail),
         Column("longest_seq_len", "longest\nlength", "tokens", detail=detail),

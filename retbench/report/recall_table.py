@@ -10,6 +10,7 @@ from retbench.report.numbers import ABSENT, significant
 from retbench.report.tables import Column, Entry, Table, shortened
 from retbench.spec import Cell
 
+NO_BETTER = 1.2  # times chance, at most: a guess
 HOLDS = 0.9  # of the queries: a system that answers as many is said to hold so many pairs
 
 Accuracies = Mapping[str, Mapping[int, Sequence[float]]]  # system -> pairs -> of each seed
@@ -139,14 +140,12 @@ def _attention_words(found: Accuracies) -> tuple[str, ...]:
 
 def _unbound_words(found: Accuracies) -> tuple[str, ...]:
     """Names the systems that guess even among the fewest pairs: it is no lack of state that stops them."""
-    guessing = [
-        system for system, of_system in found.items() if mean(of_system[min(of_system)]) < (1 / min(of_system) + 1) / 2
-    ]
+    guessing = [name for name, shares in found.items() if mean(shares[min(shares)]) < NO_BETTER / min(shares)]
     if not guessing:
         return ()
     return (
-        f"{', '.join(guessing)}: guessing even among the fewest pairs, so these runs have not learnt which value belongs "
-        "to which key; they say nothing about how much the state holds",
+        f"{', '.join(guessing)}: guessing even among the fewest pairs, so these runs have not learnt which value "
+        "belongs to which key; they say nothing about how much the state holds",
     )
 
 

@@ -228,8 +228,8 @@ def _rank_words(records: Sequence[Record]) -> tuple[str, ...]:
         return ()
     degrees = f"tensor parallel {shared.tensor_parallel}, data parallel {shared.data_parallel}{', fsdp' * shared.fsdp}"
     return (
-        f"{shared.ranks} processes ({degrees}): tokens/s of all together; memory of the process that needs most, its "
-        "activations, gradients and logits in the rest",
+        f"{shared.ranks} processes ({degrees}): tokens/s of all together; memory of the process that needs most, what "
+        "FSDP gathers among its activations",
     )
 
 

@@ -101,6 +101,8 @@ def test_the_command_measures_every_length_and_draws_the_figure(tmp_path: Path) 
     assert rows["retnet"]["parallel_speedup"] > 0
     assert by_system["retnet"].metrics["parallel_share_low"] <= by_system["retnet"].metrics["parallel_share_high"]
     assert (tmp_path / "reports/complexity/complexity.png").stat().st_size > 0
+    residuals = ("decode_residual_bytes", "prefill_residual_bytes", "train_residual_bytes")
+    assert {point[name] for name in residuals for point in by_system["retnet"].contexts} == {0}
 
 
 @pytest.mark.parametrize("system", paper_systems())

@@ -191,7 +191,7 @@ def test_figures_lie_beside_the_records(measured: Measured) -> None:
     folder = measured.folder / "reports" / "inference"
 
     assert sorted(path.name for path in folder.iterdir()) == [
-        *["figure1.png", "figure1.svg", "figure6.png", "figure6.svg"],
+        *[f"{stem}.{suffix}" for stem in ("figure1", "figure6") for suffix in ("pdf", "png", "svg")],
     ]
     assert all(path.stat().st_size > 1000 for path in folder.iterdir())
     assert str(Path("reports", "inference", "figure6.png")) in measured.done.stderr

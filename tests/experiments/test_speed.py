@@ -33,6 +33,15 @@ def test_every_cell_of_the_cases_has_a_record_with_its_rounds(folder: Path) -> N
     assert {record.cell.workload for record in records} == {"limits", "decode", "train_step", "train_tokens"}
 
 
+def test_every_record_of_a_model_holds_its_prediction_and_the_residual(folder: Path) -> None:
+    records = [record for record in stored(folder, "speed") if record.cell.workload != "limits"]
+
+    for record in records:
+        residual, peak = record.metrics["residual_bytes"], record.metrics["peak_memory_bytes"]
+        assert residual == peak - record.metrics["predicted_peak_memory_bytes"]
+        assert residual == 0 or record.cell.workload != "decode"
+
+
 def test_tables_are_those_of_what_was_measured(folder: Path) -> None:
     tables = json.loads((folder / "tables.json").read_text())
 

@@ -51,6 +51,17 @@ def test_ranks_that_cannot_be_are_refused_in_one_line_before_anything_starts(
 
 
 @pytest.mark.slow
+def test_a_dry_run_predicts_one_of_the_ranks_without_starting_any(tmp_path: Path) -> None:
+    done = run(tmp_path, *TINY, "--tensor-parallel", "2", "--systems", "retnet,lstm", "--dry-run", "--format", "csv")
+
+    _, retnet, lstm = done.stdout.splitlines()
+    assert done.returncode == 0, done.stderr
+    assert ",," not in retnet
+    assert ",," in lstm  # it is not predicted, and its record would say why
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
 def test_two_ranks_make_one_record_of_a_cell_with_the_peak_of_each(tmp_path: Path) -> None:
     done = run(tmp_path, *TINY, *TWO, "--systems", "retnet,lstm", "--budget", "2s")
 
@@ -61,6 +72,8 @@ def test_two_ranks_make_one_record_of_a_cell_with_the_peak_of_each(tmp_path: Pat
     assert retnet.cell.training is not None
     assert retnet.cell.training.tensor_parallel == 2
     assert len(peaks) == 2
+    assert 0 <= retnet.metrics["residual_bytes"] <= 2**16  # gloo copies what it reduces
+    assert retnet.metrics["activations_bytes"] > 0
     assert retnet.metrics["peak_memory_bytes"] == max(peaks)
     assert retnet.metrics["weights_bytes"] == 4 * (retnet.metrics["parameters"] + 5 * 2 * 128) / 2  # norms are whole
     assert str(lstm.reason).startswith("no tensor parallelism: every channel of an LSTM")

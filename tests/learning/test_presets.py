@@ -58,6 +58,14 @@ def test_a_budget_is_used_up_by_whole_steps(budget_s: float, seeds: int) -> None
 TIMED = replace(CPU, seq_len=256, batch_size=4, tokens_per_s={"retnet": 8000.0, "lstm": 2000.0}, scoring_s=10.0)
 
 
+def test_a_budget_counts_every_size_at_its_own_speed() -> None:
+    speeds = {"retnet tiny": 4000.0, "retnet mini": 1000.0}
+    two = replace(TIMED, sizes={"tiny": 3e-3, "mini": 1e-3}, tokens_per_s=speeds)
+    used_s = (2 * 10 + two.within(600, ["retnet"], 1).tokens * (1 / 4000 + 1 / 1000)) / 2
+
+    assert used_s == pytest.approx(600, rel=0.01)
+
+
 def test_a_system_without_a_stated_speed_counts_as_the_slowest() -> None:
     assert TIMED.within(600, ["h3"], 1).tokens == TIMED.within(600, ["lstm"], 1).tokens
 

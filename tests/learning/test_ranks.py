@@ -27,7 +27,7 @@ def words(corpus: Corpus, folder: Path, *more: str) -> list[str]:
 
 def make(command: list[str]) -> None:
     """Runs it to its good end."""
-    done = subprocess.run(command, env=variables(), capture_output=True, text=True, check=False, timeout=200)
+    done = subprocess.run(command, env=variables(), capture_output=True, text=True, check=False, timeout=400)
 
     assert done.returncode == 0, done.stderr
     assert "held-out perplexity" in done.stdout

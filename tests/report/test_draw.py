@@ -134,6 +134,20 @@ def test_figure6_overlays_machines_by_kinds_of_lines() -> None:
     assert {line.is_dashed() for line in lines if line.get_linestyle() != "None"} == {False, True}
 
 
+def test_transformers_architectures_and_ablations_have_figures_of_their_own_beside_retnet() -> None:
+    shown = {
+        name: sorted({one.cell.system for one in own})
+        for name, own in inference.families(sweep(("retnet", "transformer", "h3", "retnet-no-gate", "mine"))).items()
+    }
+
+    assert shown == {
+        "": ["mine", "retnet", "transformer"],
+        "-architectures": ["h3", "retnet", "transformer"],
+        "-ablations": ["retnet", "retnet-no-gate"],
+    }
+    assert list(inference.families(sweep(("h3", "lstm")))) == [""]
+
+
 def test_table_1_shows_the_setting_that_most_systems_share() -> None:
     points = [replace(cell(system, 1024, 1), workload="complexity") for system in ("retnet", "lstm")]
     longer = replace(cell("retnet", 4096, 1), workload="complexity")

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from retbench.record import Record
+from retbench.report import figures
 from retbench.report.figures import figure1, figure6, save
 from retbench.report.paper import inference_paper
 from retbench.report.style import COLUMN_WIDTH, PAGE_WIDTH
@@ -137,14 +138,16 @@ def test_saving_over_a_file_replaces_it_and_leaves_nothing_else(tmp_path: Path) 
     assert re.search("<svg", (tmp_path / "figure1.svg").read_text(encoding="utf-8"))
 
 
-def test_a_figure_that_fails_to_save_leaves_the_old_one_and_no_debris(tmp_path: Path) -> None:
-    class Broken(Figure):
-        def savefig(self, *_: object, **__: object) -> None:
-            raise RuntimeError("disk full")
+def test_a_figure_that_fails_to_save_leaves_the_old_one_and_no_debris(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise RuntimeError("disk full")
 
+    monkeypatch.setattr(figures, "_print", full)
     (tmp_path / "figure1.png").write_text("old", encoding="utf-8")
     with pytest.raises(RuntimeError):
-        save(Broken(), tmp_path, "figure1")
+        save(Figure(), tmp_path, "figure1")
 
     assert [path.name for path in tmp_path.iterdir()] == ["figure1.png"]
     assert (tmp_path / "figure1.png").read_text(encoding="utf-8") == "old"

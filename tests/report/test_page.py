@@ -20,7 +20,6 @@ from retbench.report.exhibit import Drawn, Exhibit
 from retbench.report.page import page
 from retbench.report.tables import Column, Entry, Table
 from retbench.report.web.sources import Behind, Sources
-from retbench.report.web.tables import MOST_ROWS, table_html
 from tests.report.factory import cell, failed, record, sweep
 
 HOSTILE = """"'</style><script>alert(1)</script>$x"""  # short: it has to fit beside an axis
@@ -161,16 +160,6 @@ def test_tables_of_a_machine_lead_to_its_records_alone() -> None:
 
     assert (scope.system, scope.machine) == ("rwkv", "other")
     assert list(found.sources)[number].records == len(there)
-
-
-def test_a_table_of_too_many_rows_says_how_many_are_left_out() -> None:
-    columns = (Column("at", "at"), Column("system", "system"))
-    rows = tuple((Entry(at, str(at)), Entry("rwkv", "rwkv")) for at in range(MOST_ROWS + 1))
-    (one,) = draw(SHOWN[:1], sweep(("rwkv",)))
-    text = table_html(Table("many", "Many", columns, rows), one, Sources())
-
-    assert text.count("<tr ") == MOST_ROWS
-    assert "the first 2,000 of 2,001 rows" in text
 
 
 def test_failed_cells_are_words_in_tables_figures_and_their_data() -> None:

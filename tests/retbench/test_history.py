@@ -146,4 +146,5 @@ def test_the_command_shows_and_draws(
 
     assert not ended.value.code
     assert capsys.readouterr().out.count("\n") == 13
-    assert sorted(file.name for file in (tmp_path / "reports" / "history").iterdir()) == ["history.png", "history.svg"]
+    names = sorted(file.name for file in (tmp_path / "reports" / "history").iterdir())
+    assert names == ["history.pdf", "history.png", "history.svg"]

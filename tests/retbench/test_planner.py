@@ -43,6 +43,7 @@ def planned(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=variables, capture_output=True, text=True, check=False, timeout=240)
 
 
+TRAINING = {"workload": "train_step", "size": "tiny"}
 DEVICE = """
 description = "a small device"
 device = "cuda"
@@ -69,6 +70,17 @@ def test_the_command_plans_several_workloads_for_a_device_of_the_user(tmp_path: 
     assert {(row["how"], row["device"]) for row in rows} == {("model", "mine")}
     assert all(row["fits"] and row["largest_batch_size"] > 1 for row in rows)
     assert rows[1]["flops"] < rows[2]["flops"]
+
+
+def test_a_plan_of_several_devices_says_that_it_is_of_one_of_them_and_what_they_exchange() -> None:
+    shared = cell("train_step", training=Training(tensor_parallel=2, data_parallel=4, fsdp=True))
+    memory, work = plan_tables(plan_rows([shared], [{**ESTIMATE, "exchanged_bytes": 3 * 10**9}], A100), A100, [])
+
+    text = to_csv(work)
+    assert "tensor parallel 2, data parallel 4, fsdp" in text
+    assert "3000000000" in text
+    assert any(note.startswith("several devices: bytes, FLOPs") for note in memory.footnotes)
+    assert any("exchanged" in note for note in work.footnotes)
 
 
 def test_the_slower_of_memory_and_compute_binds() -> None:
@@ -116,6 +128,10 @@ def test_tables_say_model_and_csv_holds_every_number() -> None:
         ({"loss": "chunk"}, "did you mean 'chunked'"),
         ({"output_format": "xml"}, "unknown format 'xml'"),
         ({"seq_len": "0"}, "at least 1"),
+        ({"tensor_parallel": 2}, "are of training: --workload must be train_step"),
+        ({"data_parallel": 0, **TRAINING}, "--tensor-parallel and --data-parallel are 1 or more"),
+        ({"fsdp": True, **TRAINING}, "--data-parallel must be 2 or more"),
+        ({"tensor_parallel": 3, **TRAINING}, "does not divide n_heads = 2 of retnet; possible are 1, 2"),
     ],
 )
 def test_bad_input_is_one_line_that_says_what_is_allowed(options: dict[str, Any], message: str) -> None:

@@ -82,7 +82,8 @@ def test_what_all_ranks_say_is_said_once() -> None:
         (Training(data_parallel=2, tensor_parallel=2), 2, "needs 4 processes, not 2: give --nproc 4, or start it with"),
         (Training(), 2, "--tensor-parallel 1 x --data-parallel 1 needs 1 processes, not 2"),
         (Training(fsdp=True), 1, "--data-parallel must be 2 or more"),
-        (Training(tensor_parallel=0), 1, "--tensor-parallel, --data-parallel and --nproc are 1 or more"),
+        (Training(tensor_parallel=0), 1, "--tensor-parallel and --data-parallel are 1 or more"),
+        (Training(), 0, "--nproc is 1 or more"),
     ],
 )
 def test_processes_that_the_options_do_not_need_are_refused(training: Training, nproc: int, message: str) -> None:

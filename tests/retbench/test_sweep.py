@@ -326,8 +326,38 @@ def test_cells_measured_together_get_their_own_parts_and_those_not_reached_the_e
     one, calls = sweep_of(tmp_path), list[Any]()
     parts = [{"at": at, "metrics": {"tpot_ms": 1.0 + at}, "notes": {"group": "a"}} for at in (0, 1)]
 
-    records = one.run_together(CELLS, 7.0, executing(Outcome("oom", "bad_alloc", parts), calls=calls))
+    outcome = Outcome("oom", "bad_alloc", parts)
+
+    records = one.run_together(CELLS, {}, 7.0, executing(outcome, calls=calls))
+
     assert [(record.status, record.reason) for record in records] == [("ok", None), ("ok", None), ("oom", "bad_alloc")]
     assert [record.metrics for record in records] == [{"tpot_ms": 1.0}, {"tpot_ms": 2.0}, {}]
     assert one.store.read().records == tuple(records)
     assert calls[0][0] == {"task": "rounds", "cells": [cell.to_dict() for cell in CELLS], "budget_s": 7.0}
+
+
+def test_cells_measured_together_hold_their_predictions_and_residuals(tmp_path: Path) -> None:
+    one = sweep_of(tmp_path)
+    outcome = Outcome("ok", None, [{"at": at, "metrics": {"peak_memory_bytes": 5007}} for at in range(3)])
+
+    records = one.run_together(CELLS, dict.fromkeys(CELLS[:2], PREDICTION), 7.0, executing(outcome))
+
+    assert [record.metrics.get("residual_bytes") for record in records] == [7, 7, None]
+    assert [record.predicted for record in records] == [PREDICTION, PREDICTION, {}]
+
+
+def test_every_length_of_a_complexity_record_holds_its_predictions_and_residuals(tmp_path: Path) -> None:
+    cell = replace(CELLS[0], workload="complexity")
+    one = replace(
+        sweep_of(tmp_path, free=4000), cells=[cell]
+    )  # less than the longest needs: it runs at what lengths it can
+    points = [{"context": n, "train_peak_memory_bytes": 10 * n, "state_bytes": 5} for n in (256, 512)]
+    predicted = {**PREDICTION, "train_peak_memory_bytes_at_256": 2560, "train_peak_memory_bytes_at_512": 5000}
+
+    (record,) = one.run(
+        {}, {cell: predicted}, Deadline(60.0), Listener(), executing(Outcome("ok", None, [{"contexts": points}]))
+    )
+
+    predictions = [point["predicted_train_peak_memory_bytes"] for point in record.contexts]
+    assert (predictions, [point["train_residual_bytes"] for point in record.contexts]) == ([2560, 5000], [0, 120])
+    assert "predicted_state_bytes" not in record.contexts[0]

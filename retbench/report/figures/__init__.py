@@ -21,23 +21,39 @@ def save(figure: "Figure", folder: Path, stem: str) -> list[Path]:
     from retbench.report.style import styled
 
     folder.mkdir(parents=True, exist_ok=True)
-    with styled():  # laid out once for all formats: that takes longer than drawing
-        figure.draw_without_rendering()
-    figure.set_layout_engine("none")
-    return [_save(figure, folder / f"{stem}.{suffix}", suffix) for suffix in SUFFIXES]
+    with styled():
+        figure.draw_without_rendering()  # lays it out, once for all formats: that takes longer than drawing
+        figure.set_layout_engine("none")
+        return [_save(figure, folder / f"{stem}.{suffix}", suffix) for suffix in SUFFIXES]
 
 
 def _save(figure: "Figure", path: Path, suffix: str) -> Path:
     """Through a file beside it and a rename, so that a reader never sees half a figure."""
-    from retbench.report.style import styled
-
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=f".{suffix}")
     os.close(handle)
     try:
-        with styled():
-            figure.savefig(name, format=suffix, dpi=DPI, metadata=SUFFIXES[suffix])
+        _print(figure, name, suffix)
         Path(name).chmod(0o644)  # mkstemp gives 0600
         Path(name).replace(path)
     finally:
         Path(name).unlink(missing_ok=True)
     return path
+
+
+def _print(figure: "Figure", name: str, suffix: str) -> None:
+    """Draws it once; ``savefig`` would draw it twice, to lay it out again."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_pdf import FigureCanvasPdf
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    dpi, metadata = figure.dpi, SUFFIXES[suffix]
+    try:
+        figure.dpi = DPI
+        if suffix == "png":
+            FigureCanvasAgg(figure).print_png(name, metadata=metadata)  # type: ignore[no-untyped-call]
+        elif suffix == "svg":
+            FigureCanvasSVG(figure).print_svg(name, metadata=metadata)  # type: ignore[no-untyped-call]
+        else:
+            FigureCanvasPdf(figure).print_pdf(name, metadata=metadata)  # type: ignore[no-untyped-call]
+    finally:
+        figure.dpi = dpi

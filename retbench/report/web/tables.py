@@ -20,15 +20,12 @@ VERDICTS = {
 NEVER_TRIED = {ABSENT, "skipped", "not run", "not measured"}
 FAILED = {*get_args(Status)} - {"ok", "skipped"}
 FEW_NOTES, FIRST, LAST = 8, 4, 3  # of more notes the middle ones fold away: failures, one by one
-MOST_ROWS = 2000  # of a table; a browser would take long over more, and nobody reads them
 LONG = 40  # rows from which a table scrolls by itself, below its heads
 
 
 def table_html(table: Table, drawn: Drawn, sources: Sources) -> str:
     """A table with its title and footnotes; without rows the footnotes alone."""
-    rest = len(table.rows) - MOST_ROWS
-    beyond = (f"the first {MOST_ROWS:,} of {len(table.rows):,} rows: the CSV file of this table holds all of them",)
-    notes, title = notes_html((*beyond * (rest > 0), *table.footnotes)), text(table.title)
+    notes, title = notes_html(table.footnotes), text(table.title)
     if not table.rows:
         return f'<div class="table"><h3>{title}</h3>{notes}</div>'
     shown = table.shown("terminal", "page")
@@ -63,7 +60,7 @@ def _bodies(table: Table, shown: Sequence[int], drawn: Drawn, sources: Sources) 
     """The rows, in groups that agree in the section columns."""
     behind = Behind(table, drawn, sources)
     keys = [at for at, column in enumerate(table.columns) if column.name in table.section]
-    for _, rows in groupby(table.rows[:MOST_ROWS], key=lambda row: [row[at].text for at in keys]):
+    for _, rows in groupby(table.rows, key=lambda row: [row[at].text for at in keys]):
         yield [_row(row, table.columns, shown, behind) for row in rows]
 
 
