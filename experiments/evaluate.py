@@ -216,8 +216,9 @@ def _average(records: Sequence[Record], system: str, shots: int | None) -> "list
     mean = sum(record.metrics["acc_percent"] for record in ran) / len(ran)
     whole = {record.cell.task for record in ran} == {task.name for task in TASKS}
     paper = _number(_paper_value(system, shots, "average") if whole else None)
+    count = f"{len(ran)} task" + "s" * (len(ran) > 1)
     start = (Entry(shots, str(shots)), Entry("average", "average"), Entry(system, system), Entry(mean, f"{mean:.1f}"))
-    return [(*start, *[Entry(None, "")] * 2, Entry(len(ran), f"{len(ran)} tasks"), paper, _limit(ran))]
+    return [(*start, *[Entry(None, "")] * 2, Entry(len(ran), count), paper, _limit(ran))]
 
 
 def difference_table(records: Sequence[Record], one: str, other: str) -> "Table":
