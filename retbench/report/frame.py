@@ -71,8 +71,8 @@ def main_setting(records: Sequence[Record]) -> list[Record]:
 
 
 def headline_group(records: Sequence[Record]) -> list[Record]:
-    """Those of the largest length, and there the largest batch, that the challenger was measured at."""
-    return _agreeing(records, GROUP)
+    """The last of each system at the largest length, and there the largest batch, that the challenger has."""
+    return list({record.cell.system: record for record in _agreeing(records, GROUP)}.values())
 
 
 def _agreeing(records: Sequence[Record], names: Sequence[str]) -> list[Record]:

@@ -118,6 +118,7 @@ def test_the_headline_is_the_largest_length_then_batch_that_retnet_was_measured_
     group = headline_group(records)
 
     assert {(one.cell.seq_len, one.cell.batch_size) for one in group} == {(4096, 8)}
+    assert headline_group([*records, group[0]]) == group
     assert len(group) == 4
 
 
