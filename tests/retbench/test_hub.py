@@ -1,6 +1,7 @@
 """Checkpoints of the hub, by a stand-in of huggingface_hub: a commit's files and no code; what fails is one line."""
 
 import inspect
+import re
 import os
 import subprocess
 import sys
@@ -130,7 +131,9 @@ def test_a_preset_is_a_retnet_and_a_transformer_of_the_hub(stand_in: Path, monke
     with pytest.raises(UsageError, match="unknown task"):  # which is looked at once the checkpoints are there
         evaluate.command(preset="public-1.3b", tasks="none")
 
-    assert asked == ["hub:fla-hub/retnet-1.3B-100B@main", "hub:fla-hub/transformer-1.3B-100B@main"]
+    repositories, revisions = zip(*(text.split("@") for text in asked), strict=True)
+    assert repositories == ("hub:fla-hub/retnet-1.3B-100B", "hub:fla-hub/transformer-1.3B-100B")
+    assert all(re.fullmatch("[0-9a-f]{40}", revision) for revision in revisions)  # pinned
 
 
 def retbench(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
