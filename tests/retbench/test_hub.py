@@ -1,8 +1,8 @@
 """Checkpoints of the hub, by a stand-in of huggingface_hub: a commit's files and no code; what fails is one line."""
 
 import inspect
-import re
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
