@@ -106,7 +106,7 @@ def test_an_unknown_system_is_answered_with_the_systems() -> None:
 
 
 def test_an_unknown_size_is_answered_with_the_sizes() -> None:
-    with pytest.raises(ValueError, match=r"unknown size 'huge'; sizes are tiny, mini, .*13b"):
+    with pytest.raises(ValueError, match=r"unknown size 'huge'; sizes are nano, tiny, .*13b"):
         build("retnet", "huge")
 
 

