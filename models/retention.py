@@ -8,7 +8,6 @@ group norm ``with_row_sums`` and ``scale_rows`` around any form apply the paper'
 # B batch, H heads, T positions, K key dim, V value dim, N chunks, C positions of a chunk
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -109,7 +108,7 @@ def recurrent_step_(q: Tensor, k: Tensor, v: Tensor, gamma: Tensor, state: Tenso
 def chunkwise(
     q: Tensor, k: Tensor, v: Tensor, log_gamma: Tensor, state: Tensor, chunk_size: int, decay: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Chunkwise form, eq. 7; shapes as in ``parallel``, any length. For its gradient it keeps q, k, v and few states.
+    """Chunkwise form, eq. 7; shapes as in ``parallel``, any length.
 
     ``decay`` is ``decay_matrix`` of ``chunk_size`` or more positions, for callers that share it between layers. Fast
     where q, k and v are contiguous: batched products of strided matrices take four times as long.
@@ -122,62 +121,27 @@ def chunkwise(
     sizes = [size for size in (*[segment] * whole, rest, length % chunk_size) if size]
     # Slices would each get a gradient of the whole length.
     segments = zip(*(x.split_with_sizes(sizes, dim=2) if len(sizes) > 1 else (x,) for x in (q, k, v)), strict=True)
-    outputs, segment_of = [], _Segment.apply if torch.is_grad_enabled() else _segment
+    outputs = []
     for pieces in segments:
         size = min(chunk_size, pieces[0].shape[2])
         # Contiguous here, or each product keeps a copy of its own for the backward pass.
         q_s, k_s, v_s = (x.contiguous().view(*x.shape[:2], -1, size, x.shape[-1]) for x in pieces)
-        out, state = segment_of(q_s, k_s, v_s, log_gamma, state, decay[:, :size, :size])
+        out, state = _segment(q_s, k_s, v_s, log_gamma, state, decay[:, :size, :size])
         outputs.append(out)
     return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)), state
 
 
 def _segment(q: Tensor, k: Tensor, v: Tensor, log_gamma: Tensor, state: Tensor, decay: Tensor) -> tuple[Tensor, Tensor]:
     """Chunks at once, q, k, v (B, H, N, C, K or V): batched products within chunks, one product across them."""
-    since_start, to_end = _chunk_decays(log_gamma, decay)
+    size = decay.shape[-1]  # C
+    steps = torch.arange(size, device=q.device)
+    since_start = powers_of(log_gamma, steps + 1)[:, None, :, None]  # (H, 1, C, 1)
+    to_end = decay[:, -1, None, :, None]  # (H, 1, C, 1), gamma^(C-1-m)
     scores = (q @ k.mT).mul_(decay[:, None])  # (B, H, N, C, C)
     added = (k * to_end).mT @ v  # (B, H, N, K, V)
-    before, state = _chunk_states(added, state, log_gamma * decay.shape[-1])  # (B, H, N, K, V)
+    before, state = _chunk_states(added, state, log_gamma * size)  # (B, H, N, K, V)
     out = (scores @ v).add_((q * since_start.to(q.dtype)) @ before)  # (B, H, N, C, V)
     return out.flatten(2, 3), state
-
-
-class _Segment(torch.autograd.Function):
-    """``_segment``, whose backward pass computes scores and states again: kept, they are a fifth of training's memory.
-
-    log_gamma and decay get no gradient.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(*inputs)
-        return _segment(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, log_gamma, state, decay = ctx.saved_tensors
-        of_out, of_state = gradients[0].view_as(v), gradients[1]  # (B, H, N, C, V), (B, H, K, V)
-        since_start, to_end = (x.to(q.dtype) for x in _chunk_decays(log_gamma, decay))
-        scores = (q @ k.mT).mul_(decay[:, None])  # (B, H, N, C, C)
-        of_v = scores.mT @ of_out  # (B, H, N, C, V)
-        of_scores = torch.matmul(of_out, v.mT).mul_(decay[:, None])  # (B, H, N, C, C)
-        del scores
-        of_q, of_k = of_scores @ k, of_scores.mT @ q  # (B, H, N, C, K) each
-        del of_scores
-        late = k * to_end  # (B, H, N, C, K)
-        before, _ = _chunk_states(late.mT @ v, state, log_gamma * decay.shape[-1])  # (B, H, N, K, V)
-        of_q += (of_out @ before.mT).mul_(since_start)
-        of_before = (q * since_start).mT @ of_out  # (B, H, N, K, V)
-        of_added, of_state = _chunk_states_gradients(of_before, of_state, log_gamma * decay.shape[-1])
-        of_k += (v @ of_added.mT).mul_(to_end)
-        of_v += late @ of_added
-        return of_q, of_k, of_v, None, of_state, None
-
-
-def _chunk_decays(log_gamma: Tensor, decay: Tensor) -> tuple[Tensor, Tensor]:
-    """Of the positions of a chunk: gamma^(m+1) in float64, gamma^(C-1-m) in the dtype of decay, (H, 1, C, 1) each."""
-    steps = torch.arange(decay.shape[-1], device=decay.device)
-    return powers_of(log_gamma, steps + 1)[:, None, :, None], decay[:, -1, None, :, None]
 
 
 def _chunk_states(added: Tensor, state: Tensor, log_chunk_decay: Tensor) -> tuple[Tensor, Tensor]:
@@ -195,13 +159,3 @@ def _chunk_states(added: Tensor, state: Tensor, log_chunk_decay: Tensor) -> tupl
     sum_added = weights[:, -1:, 1:].to(added.dtype) @ added.flatten(3)  # (B, H, 1, K V)
     kept = state * weights[:, -1, 0, None, None].to(state.dtype)  # (B, H, K, V)
     return before, kept + sum_added.view_as(state)
-
-
-def _chunk_states_gradients(of_before: Tensor, of_state: Tensor, log_chunk_decay: Tensor) -> tuple[Tensor, Tensor]:
-    """Of ``_chunk_states``: from the gradients of what it gives, those of what chunks add and of the state before."""
-    weights = decay_matrix(log_chunk_decay, of_before.shape[2] + 1)  # (H, N + 1, N + 1)
-    of_all = torch.cat((of_before, of_state[:, :, None].to(of_before.dtype)), dim=2).flatten(3)  # (B, H, N + 1, K V)
-    of_added = (weights[:, :, 1:].mT.to(of_all.dtype) @ of_all).view_as(of_before)  # (B, H, N, K, V)
-    of_first = weights[:, :-1, :1].mT.to(of_all.dtype) @ of_before.flatten(3)  # (B, H, 1, K V)
-    kept = of_state * weights[:, -1, 0, None, None].to(of_state.dtype)  # (B, H, K, V)
-    return of_added, kept + of_first.view_as(of_state)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Literal, Self, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from models import fla, retention
 from models.config import Config, require_divisible
@@ -165,7 +164,7 @@ class MultiScaleRetention(Mixer):
         if kept:
             kept.memory.copy_(memory)
         row_scales = None if shared.row_scales is None else shared.row_scales.mT  # (H, T)
-        return self._gate_and_project(x, out, row_scales)
+        return self._gate_and_project(x, self._normalise(out, row_scales).transpose(1, 2))  # (B, T, H, V) in
 
     def reads_in_pieces(self, positions: Positions) -> bool:
         return cast(RetentionPositions, positions).form != "parallel"
@@ -181,7 +180,7 @@ class MultiScaleRetention(Mixer):
             out = fla.recurrent_step_(q, k, v, shared.log_gamma, kept.memory)  # (B, H, V)
         else:
             out = retention.recurrent_step_(q, k, v, shared.gamma, kept.memory)  # (B, H, V)
-        return self._gate_and_project(x, out, shared.row_scales)
+        return self._gate_and_project(x, self._normalise(out, shared.row_scales))
 
     def init_state(self, batch_size: int, max_seq_len: int) -> RetentionState:
         return RetentionState(self._empty(batch_size))
@@ -221,24 +220,13 @@ class MultiScaleRetention(Mixer):
             return F.rms_norm(out, shape, weight, eps)
         return F.layer_norm(out, shape, weight, None, eps)
 
-    def _gate_and_project(self, x: Tensor, out: Tensor, row_scales: Tensor | None) -> Tensor:
-        """x (B, T, D) and what retention gives, (B, H, T, V), or of a step x (B, D), (B, H, V) -> as x."""
-        inputs = x.dtype, out, self.g_proj(x) if self.config.gate else None, row_scales
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # a compiler decides for itself
-            # Kept, what norm and gate make would be two tensors as wide as the values; making it again takes little.
-            gated = checkpoint(self._gated, *inputs, use_reentrant=False, preserve_rng_state=False)
-        else:
-            gated = self._gated(*inputs)
-        projected: Tensor = self.out_proj(gated)
+    def _gate_and_project(self, x: Tensor, out: Tensor) -> Tensor:
+        """x (..., D), out (..., H, V) -> (..., D)"""
+        out = out.to(x.dtype)
+        if self.config.gate:
+            out = F.silu(self.g_proj(x)).view(out.shape) * out  # in the layout of the first: no copy to flatten it
+        projected: Tensor = self.out_proj(out.flatten(-2))
         return projected
-
-    def _gated(self, dtype: torch.dtype, out: Tensor, gates: Tensor | None, row_scales: Tensor | None) -> Tensor:
-        """group_norm(out) * swish(gates) in that dtype, (..., H V)"""
-        out = self._normalise(out, row_scales).to(dtype)
-        out = out.transpose(1, 2) if out.ndim == 4 else out  # (B, T, H, V), or of a step (B, H, V)
-        if gates is not None:
-            out = F.silu(gates).view(out.shape) * out  # in the layout of the first: no copy to flatten it
-        return out.flatten(-2)
 
     def _empty(self, batch_size: int) -> Tensor:
         weight, config = self.q_proj.weight, self.config

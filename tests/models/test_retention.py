@@ -226,22 +226,3 @@ def test_every_form_equals_flash_linear_attention(form: str, name: str) -> None:
 
     assert error(out.transpose(1, 2), theirs[f"{name}_y"]) < 1e-5
     assert error(new_state, theirs[f"{name}_S"]) < 1e-5
-
-
-def test_the_chunkwise_form_keeps_nothing_for_its_gradient_but_its_inputs_and_a_state_a_segment(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(retention, "SEGMENT_CHUNKS", 2)
-    inputs = tuple(x.requires_grad_() for x in random_inputs(1, 24))
-    kept: dict[int, int] = {}
-
-    def keep(x: Tensor) -> Tensor:
-        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
-        return x
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        chunkwise(inputs, log_of(GAMMAS), 4)  # type: ignore[arg-type]
-
-    q, k, v, state = (x.nbytes for x in inputs)
-    tables = 8 * len(GAMMAS) * (1 + 4 * 4)  # log gamma, and the decays of one chunk
-    assert sum(kept.values()) <= q + k + v + 3 * state + 2 * tables
