@@ -14,6 +14,7 @@ from retbench.devices import find_device
 from retbench.errors import UsageError
 from retbench.learning.presets import Preset, find_preset, presets
 from retbench.learning.run import ORDERS, Run
+from retbench.learning.vocabulary import promised_size
 from retbench.quantities import parse_counts, parse_duration
 from retbench.record import Record
 from retbench.registry import choose
@@ -130,7 +131,9 @@ def dry_run(cells: Sequence[Cell], specification: str, output_format: str) -> No
 def _step(cell: Cell) -> Cell:
     training = cell.training or Training()
     shortened = replace(training, grad_accumulation=min(training.grad_accumulation, 2))
-    return replace(cell, workload="train_step", learning=None, recall=None, seed=0, training=shortened)
+    vocab_size = cell.vocab_size or (promised_size(cell.learning.tokenizer) if cell.learning else None)
+    step = replace(cell, workload="train_step", learning=None, recall=None, seed=0, training=shortened)
+    return replace(step, vocab_size=vocab_size)
 
 
 def train(experiment: str, cells: Sequence[Cell], asked: Asked, report: "Report", console: "Console") -> None:

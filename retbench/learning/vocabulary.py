@@ -54,6 +54,13 @@ def find_vocabulary(name: str, corpus: Corpus, cache: Path) -> Vocabulary:
     return _from_file(path)
 
 
+def promised_size(name: str) -> int | None:
+    """How many tokens a tokenizer of that name has at most, without its corpus; None for one in a file."""
+    if name == "bytes":
+        return ByteTokenizer().vocab_size
+    return _bpe_size(name) if name.startswith("bpe:") else None
+
+
 def beside(checkpoint: Path) -> Vocabulary:
     """The tokenizer in a checkpoint's folder, as ``load_tokenizer`` chooses it: bytes where there is none."""
     paths = [path for suffix in _READERS if (path := checkpoint / f"tokenizer{suffix}").exists()]

@@ -89,6 +89,7 @@ def test_a_dry_run_plans_a_step_of_every_system(
 ) -> None:
     def predict(cells: list[Cell]) -> tuple[list[dict[str, int]], list[str]]:
         assert {(cell.workload, cell.learning) for cell in cells} == {("train_step", None)}
+        assert {cell.vocab_size for cell in cells} == {32000}
         return [{"peak_memory_bytes": 2**30 * (at + 70)} for at, _ in enumerate(cells)], [str(cells[0].training)]
 
     monkeypatch.setattr("retbench.plan.predict", predict)
