@@ -12,7 +12,7 @@ test: .venv/installed-dev lint
 	OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0 $(BIN)/pytest -n 2 --dist worksteal
 
 test-slow: .venv/installed-dev
-	$(BIN)/pytest -m slow -rs
+	OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0 $(BIN)/pytest -m slow -rs -n 2 --dist worksteal
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

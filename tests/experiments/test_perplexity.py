@@ -106,7 +106,7 @@ def test_a_dry_run_plans_a_step_of_every_system(
 
 @pytest.mark.slow
 def test_a_killed_command_is_continued_bitwise(here: Path) -> None:
-    arguments = ("perplexity", *SMALL, "--tokens", "24k", "--threads", "1", "--format", "json")
+    arguments = ("perplexity", *SMALL, "--tokens", "12k", "--threads", "1", "--format", "json")
     with started(here, *arguments) as command:
         while not any(here.glob("runs/retnet*/step-0000000[4-9]")):
             time.sleep(0.05)
