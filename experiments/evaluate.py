@@ -54,7 +54,10 @@ Nproc = Annotated[
     int,
     typer.Option(help="Processes that share the documents out, started by torchrun unless they are there.", min=1),
 ]
-OutputPath = Annotated[Path | None, typer.Option(help="Folder for lm-eval's own files of what is run now.")]
+OutputPath = Annotated[
+    Path | None,
+    typer.Option("--output-path", "--output_path", help="Folder for lm-eval's own files of what is run now."),
+]
 
 
 def command(
