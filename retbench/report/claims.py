@@ -4,6 +4,7 @@ import math
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -11,9 +12,9 @@ from models.sizes import SIZES
 from retbench.record import Record
 from retbench.report.frame import mean_over_positions
 from retbench.report.growth import byte_growth
-from retbench.report.learning_scores import Pairs, score_of
+from retbench.report.learning_scores import Pairs, difference, in_domain
 from retbench.report.tables import shortened
-from retbench.statistics import Interval, crossed_interval, mean_interval
+from retbench.statistics import Interval, mean_interval
 
 Measure = Literal["advantage", "saving", "over_length", "over_batch", "exponent", "value", "loss", "accuracy"]
 Verdict = Literal["supported", "not supported", "undecided", "not run"]
@@ -223,16 +224,14 @@ def _value(claim: Claim, group: Sequence[Record]) -> Found:
 
 def _loss(claim: Claim, group: Sequence[Record]) -> Found:
     """Nats a token by which each baseline is worse: over the same documents and seeds."""
-    seeds: dict[str, dict[int, Pairs]] = {}
-    for record in group:
-        if pairs := document_losses(record, claim.metric):
-            seeds.setdefault(record.cell.system, {})[record.cell.seed] = pairs
-    mine, found = seeds.pop(claim.system, {}), {}
-    for name, theirs in seeds.items():
-        if shared := sorted(mine.keys() & theirs.keys()):
-            nats = [[b - a for (a, _), (b, _) in zip(mine[seed], theirs[seed], strict=True)] for seed in shared]
-            found[name] = crossed_interval(nats, [tokens for _, tokens in mine[shared[0]]])
-    return None, found
+    of = partial(document_losses, metric=claim.metric)
+    seeds: dict[str, dict[int, Record]] = {}
+    for record in sorted(filter(of, group), key=lambda one: one.cell.seed):
+        seeds.setdefault(record.cell.system, {})[record.cell.seed] = record
+    runs = {system: list(found.values()) for system, found in seeds.items()}
+    mine = runs.pop(claim.system, [])
+    against = {name: difference(theirs, mine, of) for name, theirs in runs.items()}
+    return None, {name: found for name, found in against.items() if found}
 
 
 def _accuracy(claim: Claim, group: Sequence[Record]) -> Found:
@@ -297,7 +296,7 @@ def document_losses(record: Record, metric: str) -> Pairs:
     if metric.startswith("context "):
         found: Pairs = record.notes["contexts"].get(metric.removeprefix("context "), [])
         return found
-    return score_of(record, record.cell.learning.corpus)["documents"]  # type: ignore[no-any-return]
+    return in_domain(record)
 
 
 def _by_system(claim: Claim, group: Sequence[Record], of: Callable[[Record], Interval | None]) -> Found:

@@ -1,13 +1,13 @@
 """What the records of learning experiments say: which belong together, losses, paired differences, n-grams beaten."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from retbench.learning.run import ORDERS
 from retbench.record import Record
-from retbench.spec import Cell, Learning
+from retbench.report.trained import longest_setting
+from retbench.spec import Learning
 from retbench.statistics import Interval, crossed_interval
 
 CHALLENGER = "retnet"
@@ -15,19 +15,8 @@ Pairs = Sequence[Sequence[float]]  # nats and tokens: of each document, say
 
 
 def main_setting(records: Sequence[Record]) -> list[Record]:
-    """The last record of each system and seed in the one setting of most tokens, the later one of equals."""
-    order = {_setting(record): at for at, record in enumerate(records) if record.cell.learning}
-    if not order:
-        return []
-    chosen = max(order, key=lambda setting: (setting[1], order[setting]))
-    found = {(record.cell.system, record.cell.seed): record for record in records if _setting(record) == chosen}
-    return list(found.values())
-
-
-def _setting(record: Record) -> tuple[Cell, int, object]:
-    """What records must share to stand in one table, with its tokens."""
-    tokens = record.cell.learning.tokens if record.cell.learning else 0
-    return replace(record.cell, system="", seed=0, l_max=None), tokens, record.environment.get("machine")
+    """Those of the setting that was trained longest."""
+    return longest_setting([record for record in records if record.cell.learning])
 
 
 def by_system(records: Sequence[Record]) -> dict[str, list[Record]]:
@@ -59,6 +48,17 @@ def score_of(record: Record, corpus: str, how: str = "windows") -> Mapping[str, 
     return found
 
 
+def documents_of(record: Record, corpus: str) -> Pairs:
+    """Nats and tokens of each held-out document, read in windows."""
+    found: Pairs = score_of(record, corpus)["documents"]
+    return found
+
+
+def in_domain(record: Record) -> Pairs:
+    """Nats and tokens of each held-out document of the corpus that was trained on."""
+    return documents_of(record, learning_of(record).corpus)
+
+
 def mean_loss(pairs: Pairs) -> float:
     """Nats a token."""
     return sum(nats for nats, _ in pairs) / sum(tokens for _, tokens in pairs)
@@ -70,18 +70,20 @@ def perplexity(pairs: Pairs) -> float:
 
 def loss_of(record: Record) -> float:
     """In domain."""
-    return mean_loss(score_of(record, learning_of(record).corpus)["documents"])
+    return mean_loss(in_domain(record))
 
 
-def difference(runs: Sequence[Record], others: Sequence[Record], corpus: str) -> Interval | None:
-    """Mean loss of ``runs`` minus that of ``others``, of equal seeds and documents; None where there are none."""
+def difference(runs: Sequence[Record], others: Sequence[Record], of: Callable[[Record], Pairs]) -> Interval | None:
+    """Mean loss of ``runs`` minus that of ``others``, of equal seeds and documents; None where there are none.
+
+    ``of`` gives nats and tokens of each document.
+    """
     theirs = {record.cell.seed: record for record in others}
-    both = [(record, theirs[record.cell.seed]) for record in runs if record.cell.seed in theirs]
+    both = [(of(record), of(theirs[record.cell.seed])) for record in runs if record.cell.seed in theirs]
     if not both:
         return None
-    pairs = [[score_of(record, corpus)["documents"] for record in two] for two in both]
-    nats = [[one - other for (one, _), (other, _) in zip(*two, strict=True)] for two in pairs]
-    return crossed_interval(nats, [tokens for _, tokens in pairs[0][0]])
+    nats = [[one - other for (one, _), (other, _) in zip(*two, strict=True)] for two in both]
+    return crossed_interval(nats, [tokens for _, tokens in both[0][0]])
 
 
 def baseline_words(records: Sequence[Record]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from statistics import mean, stdev
 from typing import Any
 
@@ -12,6 +13,7 @@ from retbench.report.learning_scores import (
     by_system,
     corpora_of,
     difference,
+    documents_of,
     learning_of,
     main_setting,
     perplexity,
@@ -93,7 +95,8 @@ def _differences(records: Sequence[Record], bases: Sequence[str], conditions: tu
     rows = []
     for corpus in corpora_of(records[0]) if known else []:
         for system, runs in systems.items():
-            found = [None if system == base else difference(runs, systems[base], corpus) for base in known]
+            of = partial(documents_of, corpus=corpus)
+            found = [None if system == base else difference(runs, systems[base], of) for base in known]
             if any(found):
                 entries = [entry for one in found for entry in _difference_entries(one)]
                 rows.append((Entry(corpus, corpus), Entry(system, system), *entries))

@@ -18,7 +18,7 @@ from retbench.report.web.claims import claims_html, is_ledger
 from retbench.report.web.colours import rule
 from retbench.report.web.figures import figure_html
 from retbench.report.web.plots import Entry, Look
-from retbench.report.web.scope import Scope, Systems, machine, of_machine
+from retbench.report.web.scope import Scope, Systems, of_machine
 from retbench.report.web.sources import Sources
 from retbench.report.web.svg import inert
 from retbench.report.web.tables import VERDICTS, notes_html, table_html, verdict
@@ -88,7 +88,7 @@ def _exhibit(one: Drawn, sources: Sources) -> tuple[str, set[str]]:
 
 def _lead(records: Sequence[Record]) -> str:
     """What the page is made of, in a sentence."""
-    machines, systems = (len({pick(one) for one in records}) for pick in (machine, lambda one: one.cell.system))
+    machines, systems = len({one.machine for one in records}), len({one.cell.system for one in records})
     return (
         f"{_count(len(records), 'record')} of {_count(systems, 'system')} on {_count(machines, 'machine')}. "
         "Measured unless called the paper’s or a model’s."

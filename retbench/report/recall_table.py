@@ -1,14 +1,13 @@
 """The table of retbench recall: the share of queries answered over the number of key-value pairs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from statistics import mean
 
 from retbench.record import Record
 from retbench.report.conditions import measured_words
 from retbench.report.numbers import ABSENT, significant
 from retbench.report.tables import Column, Entry, Table, shortened
-from retbench.spec import Cell
+from retbench.report.trained import longest_setting
 
 NO_BETTER = 1.2  # times chance, at most: a guess
 HOLDS = 0.9  # of the queries: a system that answers as many is said to hold so many pairs
@@ -17,19 +16,8 @@ Accuracies = Mapping[str, Mapping[int, Sequence[float]]]  # system -> pairs -> o
 
 
 def main_setting(records: Sequence[Record]) -> list[Record]:
-    """The last record of each system and seed in the one setting of most tokens, the later one of equals."""
-    order = {_setting(record): at for at, record in enumerate(records) if record.cell.recall}
-    if not order:
-        return []
-    chosen = max(order, key=lambda setting: (setting[1], order[setting]))
-    found = {(record.cell.system, record.cell.seed): record for record in records if _setting(record) == chosen}
-    return list(found.values())
-
-
-def _setting(record: Record) -> tuple[Cell, int, object]:
-    """What records must share to stand in one table, with its tokens."""
-    tokens = record.cell.recall.tokens if record.cell.recall else 0
-    return replace(record.cell, system="", seed=0, l_max=None), tokens, record.environment.get("machine")
+    """Those of the setting that was trained longest."""
+    return longest_setting([record for record in records if record.cell.recall])
 
 
 def accuracies(records: Sequence[Record]) -> Accuracies:

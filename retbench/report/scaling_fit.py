@@ -12,6 +12,8 @@ import numpy.typing as npt
 from models.sizes import SIZES
 from retbench.learning.run import ORDERS
 from retbench.record import Record
+from retbench.report.learning_scores import in_domain
+from retbench.report.trained import longest_setting
 from retbench.spec import Cell
 from retbench.statistics import RESAMPLES, Interval, expanded_tail
 
@@ -128,14 +130,9 @@ def parameters_of(cell: Cell) -> int:
 
 
 def main_setting(records: Sequence[Record]) -> list[Record]:
-    """The last record of each system, size and seed in the one setting of most tokens; no n-grams."""
+    """Those of the setting that was trained longest, of all sizes; no n-grams."""
     of_models = [record for record in records if record.cell.learning and record.cell.system not in ORDERS]
-    order = {_setting(record): at for at, record in enumerate(of_models)}
-    if not order:
-        return []
-    chosen = max(order, key=lambda setting: (setting[1], order[setting]))
-    found = {_place(record.cell): record for record in of_models if _setting(record) == chosen}
-    return list(found.values())
+    return longest_setting(of_models, _of_any_size)
 
 
 def losses_by_system(records: Sequence[Record]) -> dict[str, Losses]:
@@ -153,7 +150,7 @@ def losses_by_system(records: Sequence[Record]) -> dict[str, Losses]:
         return {}
     found = {}
     for system in systems:
-        documents = np.array([[_documents(done[system, size, seed]) for seed in seeds] for size in sizes], dtype=float)
+        documents = np.array([[in_domain(done[system, size, seed]) for seed in seeds] for size in sizes], dtype=float)
         parameters = tuple(parameters_of(done[system, size, seeds[0]].cell) for size in sizes)
         found[system] = Losses(documents[..., 0], documents[0, 0, :, 1], parameters)  # of (G, S, D, 2)
     return found
@@ -165,19 +162,10 @@ def sizes_of(records: Sequence[Record]) -> list[str]:
     return sorted(sizes, key=lambda size: sizes[size])
 
 
-def _documents(record: Record) -> Sequence[Sequence[float]]:
-    """Nats and tokens of each held-out document of the corpus that was trained on."""
-    assert record.cell.learning is not None, "main_setting has left the others out"
-    found: Sequence[Sequence[float]] = record.notes["scores"][record.cell.learning.corpus]["windows"]["documents"]
-    return found
-
-
-def _setting(record: Record) -> tuple[Cell, int, object]:
-    """What records must share to stand in one figure, with its tokens."""
-    cell, learning = record.cell, record.cell.learning
-    assert learning is not None, "main_setting has left the others out"
-    alike = replace(cell, system="", size="", seed=0, l_max=None, learning=replace(learning, learning_rate=0.0))
-    return alike, learning.tokens, record.environment.get("machine")
+def _of_any_size(cell: Cell) -> Cell:
+    """Each size has a learning rate of its own."""
+    assert cell.learning is not None, "main_setting has left the others out"
+    return replace(cell, size="", learning=replace(cell.learning, learning_rate=0.0))
 
 
 def _place(cell: Cell) -> tuple[str, str, int]:

@@ -205,7 +205,7 @@ def _base(name: str, record: Record, records: Sequence[Record]) -> Record | None
 
 def _conditions(record: Record) -> tuple[object, ...]:
     shared = replace(record.cell, system="", chunk_size=None, backend="auto", form="auto")
-    return shared, record.environment.get("machine")
+    return shared, record.machine
 
 
 def _ratio(above: Record | None, below: Record | None, name: str) -> Entry:

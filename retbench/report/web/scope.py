@@ -37,7 +37,7 @@ class Systems:
         return cls(
             _distinct(record.cell.system for record in records),
             _distinct(record.cell.size for record in records),
-            _distinct(machine(record) for record in records),
+            _distinct(record.machine for record in records),
         )
 
     def scope(self, label: str, colour: str, marker: str) -> Scope:
@@ -59,16 +59,11 @@ class Systems:
         return found[0] if len(found) == 1 else ""
 
 
-def machine(record: Record) -> str:
-    """The name of the machine, empty where the record does not say."""
-    return str(record.environment.get("machine") or "")
-
-
 def of_machine(name: str, records: Sequence[Record]) -> Sequence[Record]:
     """The records of the machine that the name of a table or figure ends with, all where it ends with none."""
-    named = [one for one in {machine(record) for record in records} if one and name.endswith(f"-{one}")]
+    named = [one for one in {record.machine for record in records} if one and name.endswith(f"-{one}")]
     chosen = max(named, key=len, default=None)
-    return records if chosen is None else [record for record in records if machine(record) == chosen]
+    return records if chosen is None else [record for record in records if record.machine == chosen]
 
 
 def _one(known: Sequence[str], said: Iterable[str]) -> str:

@@ -9,7 +9,7 @@ from retbench.record import Record
 from retbench.report.commands import command_of
 from retbench.report.exhibit import Drawn
 from retbench.report.tables import Entry, Table
-from retbench.report.web.scope import Scope, machine, of_machine
+from retbench.report.web.scope import Scope, of_machine
 from retbench.spec import Cell, Training
 
 
@@ -25,7 +25,7 @@ def _of_training(name: str) -> Callable[[Record], Any]:
 FACTS: Mapping[str, Callable[[Record], Any]] = {
     **{name: _of_cell(name) for name in Cell.__dataclass_fields__ if name != "training"},
     **{name: _of_training(name) for name in Training.__dataclass_fields__},
-    "machine": machine,
+    "machine": lambda record: record.machine,
 }
 FILTERED = ("system", "size", "machine")
 Key = tuple[str, ...]

@@ -1,0 +1,33 @@
+"""Of models that were trained from scratch, the records that stand in one table: those of one setting."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from retbench.record import Record
+from retbench.spec import Cell
+
+
+def longest_setting(records: Sequence[Record], blurred: Callable[[Cell], Cell] = lambda cell: cell) -> list[Record]:
+    """The last record of each system, size and seed in the one setting of most tokens, the later one of equals.
+
+    ``records`` are of cells with ``learning`` or ``recall``. A setting is the machine and all of the cell but system,
+    seed and l_max, after ``blurred`` has taken out of it what may differ besides.
+    """
+    settings = [(replace(blurred(one.cell), system="", seed=0, l_max=None), one.machine) for one in records]
+    tokens = {setting: (_tokens(one.cell), at) for at, (setting, one) in enumerate(zip(settings, records, strict=True))}
+    if not tokens:
+        return []
+    chosen = max(tokens, key=tokens.__getitem__)
+    found = {
+        (one.cell.system, one.cell.size, one.cell.seed): one
+        for setting, one in zip(settings, records, strict=True)
+        if setting == chosen
+    }
+    return list(found.values())
+
+
+def _tokens(cell: Cell) -> int:
+    trained = cell.learning or cell.recall
+    if trained is None:
+        raise ValueError(f"{cell.label} was not trained from scratch")
+    return trained.tokens
