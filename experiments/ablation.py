@@ -3,7 +3,6 @@
 Otherwise as retbench perplexity, which shares its runs of RetNet: what one has trained the other finds.
 """
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 from retbench import options
 from retbench.learning import experiment
 from retbench.record import Record
+from retbench.registry import numbers_beside
 from retbench.report.exhibit import Exhibit
 
 if TYPE_CHECKING:
@@ -49,17 +49,14 @@ def tables(records: Sequence[Record]) -> "list[Table]":
     """Table 6, differences to RetNet paired over documents, by position and by context."""
     from retbench.report.learning_tables import learning_tables
 
-    paper = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
-    return learning_tables(records, paper, "Table 6, trained here from scratch", BASES)
+    return learning_tables(records, numbers_beside(__file__), "Table 6, trained here from scratch", BASES)
 
 
 def figures(records: Sequence[Record]) -> "Mapping[str, Figure]":
     """Learning curves and perplexity by position."""
     from retbench.report.figures import learning
-    from retbench.report.learning_scores import main_setting
 
-    done = [record for record in main_setting(records) if "curve" in record.notes]
-    return {"learning": learning.draw(records)} if done else {}
+    return learning.figures(records)
 
 
 EXHIBITS = (Exhibit("table6", "Table 6: the parts of RetNet", "ablation", "retbench ablation", tables, figures),)

@@ -5,7 +5,6 @@ longest ones and compared with what the paper says. Records go to results/, the 
 """
 
 import math
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -16,6 +15,7 @@ from retbench import options
 from retbench.options import Grid
 from retbench.quantities import parse_duration
 from retbench.record import Record
+from retbench.registry import numbers_beside
 from retbench.report.exhibit import Exhibit
 from retbench.spec import Cell
 
@@ -224,8 +224,7 @@ def _longest(record: Record) -> "Entry":
 @cache
 def paper_claims() -> dict[str, dict[str, Any]]:
     """System -> its row of Table 1."""
-    text = Path(__file__).with_suffix(".toml").read_text(encoding="utf-8")
-    claims: dict[str, dict[str, Any]] = tomllib.loads(text)["systems"]
+    claims: dict[str, dict[str, Any]] = numbers_beside(__file__)["systems"]
     return claims
 
 

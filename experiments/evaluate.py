@@ -6,7 +6,6 @@ not run again. Records go to results/.
 """
 
 import sys
-import tomllib
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -18,7 +17,7 @@ from retbench import options, ranks
 from retbench.devices import find_device
 from retbench.errors import UsageError
 from retbench.record import Record
-from retbench.registry import choose
+from retbench.registry import choose, numbers_beside
 from retbench.report.exhibit import Exhibit
 
 if TYPE_CHECKING:
@@ -349,4 +348,4 @@ def _paper_value(system: str, shots: int | None, task: str) -> float | None:
 
 @cache
 def _table() -> dict[str, Any]:
-    return tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+    return numbers_beside(__file__)

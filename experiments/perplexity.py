@@ -4,7 +4,6 @@ Every system and seed reads the same tokens in the same order; n-grams of those 
 is not made again, one that was interrupted goes on. Records go to results/, runs and checkpoints to runs/.
 """
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +14,7 @@ from retbench import options
 from retbench.errors import UsageError
 from retbench.learning import experiment
 from retbench.record import Record
+from retbench.registry import numbers_beside
 from retbench.report.exhibit import Exhibit
 
 if TYPE_CHECKING:
@@ -80,17 +80,14 @@ def tables(records: Sequence[Record]) -> "list[Table]":
     """Table 5, paired differences, by position, and Table 8."""
     from retbench.report.learning_tables import learning_tables
 
-    paper = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
-    return learning_tables(records, paper, "Table 5, trained here from scratch", BASES)
+    return learning_tables(records, numbers_beside(__file__), "Table 5, trained here from scratch", BASES)
 
 
 def figures(records: Sequence[Record]) -> "Mapping[str, Figure]":
     """Learning curves and perplexity by position."""
     from retbench.report.figures import learning
-    from retbench.report.learning_scores import main_setting
 
-    done = [record for record in main_setting(records) if "curve" in record.notes]
-    return {"learning": learning.draw(records)} if done else {}
+    return learning.figures(records)
 
 
 EXHIBITS = (Exhibit("table5", "Tables 5 and 8: perplexity", "perplexity", "retbench perplexity", tables, figures),)

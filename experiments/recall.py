@@ -4,7 +4,6 @@ Each system is trained on generated sequences of key-value pairs and asked for t
 figure show how many it answers over the number of pairs. Records go to results/, the figure to reports/recall/.
 """
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from retbench.errors import UsageError
 from retbench.learning.experiment import Budget, DryRun, Fresh, Seeds, TrainTokens, dry_run, run_suite, trainable
 from retbench.quantities import format_duration, parse_counts, parse_duration
 from retbench.record import Record
-from retbench.registry import choose
+from retbench.registry import choose, numbers_beside
 from retbench.report.exhibit import Exhibit
 from retbench.spec import Cell, Dtype, Recall
 from retbench.train import one_of
@@ -79,7 +78,7 @@ def command(
     options.check_format(output_format)
     chosen = find_device(device)
     names, numbers = choose(systems, paper_systems(), "system"), parse_counts(pairs, "--pairs")
-    setting = Setting(**tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8")))
+    setting = Setting(**numbers_beside(__file__))
     if max(numbers) > setting.vocab_size // 2:
         raise UsageError(f"--pairs {max(numbers)} is too many: there are {setting.vocab_size // 2} keys")
     seeds = seeds or setting.seeds

@@ -4,7 +4,6 @@ Every system is trained from scratch at every size of the preset on the same tok
 held-out documents are fitted by a power law of the parameters, and the paper's points, estimates, stand beside them.
 """
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -15,6 +14,7 @@ from retbench.devices import find_device
 from retbench.learning import experiment
 from retbench.learning.run import ORDERS
 from retbench.record import Record
+from retbench.registry import numbers_beside
 from retbench.report.exhibit import Exhibit
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def figures(records: Sequence[Record]) -> "Mapping[str, Figure]":
 @cache
 def paper() -> dict[str, Any]:
     """What experiments/scaling.toml says."""
-    return tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+    return numbers_beside(__file__)
 
 
 EXHIBITS = (Exhibit("figure5", "Figure 5: scaling curves", "scaling", "retbench scaling", tables, figures),)

@@ -110,6 +110,13 @@ def run_child(
 def _messages(descriptor: int, deadline: float) -> Iterator[dict[str, Any]]:
     """JSON lines until the pipe closes; a line that was cut off ends it. Raises TimeoutError at the deadline."""
     buffer = b""
+    for data in pieces(descriptor, deadline):
+        *lines, buffer = (buffer + data).split(b"\n")
+        yield from map(_message, lines)
+
+
+def pieces(descriptor: int, deadline: float) -> Iterator[bytes]:
+    """What comes through a pipe until it closes. Raises TimeoutError at the deadline, of the monotonic clock."""
     while True:
         readable, _, _ = select.select([descriptor], [], [], max(deadline - time.monotonic(), 0))
         if not readable:
@@ -117,8 +124,7 @@ def _messages(descriptor: int, deadline: float) -> Iterator[dict[str, Any]]:
         data = os.read(descriptor, 1 << 16)
         if not data:
             return
-        *lines, buffer = (buffer + data).split(b"\n")
-        yield from map(_message, lines)
+        yield data
 
 
 def _message(line: bytes) -> dict[str, Any]:

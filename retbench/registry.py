@@ -2,9 +2,11 @@
 
 import difflib
 import importlib
+import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from retbench.environment import ROOT
 from retbench.errors import UsageError
@@ -25,6 +27,11 @@ def experiments() -> dict[str, ModuleType]:
     paths = sorted((ROOT / "experiments").glob("[!_]*.py"))
     modules = {path.stem: importlib.import_module(f"experiments.{path.stem}") for path in paths}
     return {name: module for name, module in modules.items() if hasattr(module, "command")}
+
+
+def numbers_beside(file: str) -> dict[str, Any]:
+    """What the .toml of the same stem says, such as the paper's numbers beside an experiment's ``__file__``."""
+    return tomllib.loads(Path(file).with_suffix(".toml").read_text(encoding="utf-8"))
 
 
 def choose(text: str, known: Iterable[str], what: str) -> list[str]:

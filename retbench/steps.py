@@ -1,7 +1,6 @@
 """Runs a command of ours in a process group of its own: what it says is passed on, and nothing of it outlives us."""
 
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import IO, Literal, cast
 
 from retbench.environment import ROOT
+from retbench.isolate import pieces
 from retbench.worker import die_with_parent
 
 GRACE_S = 10.0  # for last words and the removal of temporary files, once a step is told to end
@@ -79,14 +79,7 @@ class _Tail:
 
 def _listen(child: subprocess.Popen[bytes], hear: Hear, deadline: float) -> None:
     """Until the command has closed its output and ended; raises TimeoutError at the deadline."""
-    output = cast(IO[bytes], child.stdout).fileno()
-    while True:
-        readable, _, _ = select.select([output], [], [], max(deadline - time.monotonic(), 0))
-        if not readable:
-            raise TimeoutError
-        data = os.read(output, 1 << 16)
-        if not data:
-            break
+    for data in pieces(cast(IO[bytes], child.stdout).fileno(), deadline):
         hear(data)
     try:
         child.wait(timeout=max(deadline - time.monotonic(), 0.1))

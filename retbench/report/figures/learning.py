@@ -16,6 +16,11 @@ from retbench.report.style import PAGE_WIDTH, Look, looks, styled
 EARLY = 1 / 16  # of the tokens, whose losses are not shown: all else would be flat beside them
 
 
+def figures(records: Sequence[Record]) -> dict[str, Figure]:
+    """By file stem; none where no model has learnt anything yet."""
+    return {"learning": draw(records)} if any("curve" in one.notes for one in main_setting(records)) else {}
+
+
 def draw(records: Sequence[Record]) -> Figure:
     """Two panels of the setting that was trained longest, on a page."""
     shown = main_setting(records)
