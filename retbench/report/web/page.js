@@ -63,7 +63,11 @@ function filters() {
   };
   form.addEventListener("change", apply);
   form.addEventListener("submit", (event) => event.preventDefault());
-  form.addEventListener("reset", () => setTimeout(apply)); // the boxes change after the event
+  form.addEventListener("reset", (event) => {
+    event.preventDefault(); // it would change the boxes only after this
+    for (const box of boxes) box.checked = box.defaultChecked;
+    apply();
+  });
   one("#filters").hidden = boxes.length === 0;
 }
 
