@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from models.sizes import SIZES
+from retbench.evaluate.tasks import TASKS
 from retbench.record import Record
 from retbench.report.frame import mean_over_positions
 from retbench.report.growth import byte_growth
@@ -22,6 +23,7 @@ Judged = Literal["strongest", "naive"]
 Setting = tuple[Any, ...]
 
 MORE_IS_BETTER = ("tokens_per_s", "tokens_per_s_mean")
+TABLE_3 = {task.name for task in TASKS}
 
 
 class ClaimError(ValueError):
@@ -121,8 +123,8 @@ def judge(claim: Claim, records: Sequence[Record]) -> Judgement:
 
 def _verdict(claim: Claim, ours: Interval, group: Sequence[Record]) -> tuple[Verdict, str]:
     """From the interval alone, never from its middle."""
-    if claim.from_size and _rank(group[0]) < list(SIZES).index(claim.from_size):
-        return "undecided", f"only {claim.from_size} and larger can decide"
+    if lacking := _lacking(claim, group):
+        return "undecided", lacking
     bounds = {"above": claim.above, "at most": claim.at_most}
     wanted = " and ".join(f"{words} {bound:g}" for words, bound in bounds.items() if bound is not None)
     least = -math.inf if claim.above is None else claim.above
@@ -132,6 +134,29 @@ def _verdict(claim: Claim, ours: Interval, group: Sequence[Record]) -> tuple[Ver
     if ours.high <= least or most < ours.low:
         return "not supported", f"no part of the interval is {wanted}"
     return "undecided", f"only a part of the interval is {wanted}"
+
+
+def _lacking(claim: Claim, group: Sequence[Record]) -> str:
+    """Why no number of these records decides; nothing where one does."""
+    if claim.from_size and _rank(group[0]) < list(SIZES).index(claim.from_size):
+        return f"only {claim.from_size} and larger can decide"
+    if claim.measure == "loss" and len(seeds_of(claim, group)) < 2:
+        return "one seed does not tell how far others would lie apart"
+    if claim.measure == "accuracy" and not tasks_of(group) <= TABLE_3:
+        return f"only tasks of Table 3 can decide, not {', '.join(sorted(tasks_of(group)))}"
+    return ""
+
+
+def seeds_of(claim: Claim, group: Sequence[Record]) -> set[int]:
+    """Those that the system and a baseline were trained with."""
+    own = {record.cell.seed for record in group if record.cell.system == claim.system}
+    return own & {record.cell.seed for record in group if record.cell.system in claim.against}
+
+
+def tasks_of(group: Sequence[Record]) -> set[str]:
+    """What the models were asked: where some of it is of Table 3, that alone counts."""
+    asked = {str(record.cell.task) for record in group}
+    return asked & TABLE_3 or asked
 
 
 def _why_not(claim: Claim, records: Sequence[Record]) -> str:
@@ -237,7 +262,8 @@ def _loss(claim: Claim, group: Sequence[Record]) -> Found:
 def _accuracy(claim: Claim, group: Sequence[Record]) -> Found:
     """Points between the mean accuracies over the tasks that both did, their documents in pairs."""
     answers: dict[str, dict[str, dict[Any, float]]] = {}
-    for record in group:
+    counted = tasks_of(group)
+    for record in (one for one in group if str(one.cell.task) in counted):
         if str(record.cell.num_fewshot) == claim.metric:
             found = {one["doc"]: 100.0 * one["acc"] for one in record.notes.get("documents", [])}
             answers.setdefault(_kind(claim, record), {})[str(record.cell.task)] = found
@@ -325,8 +351,5 @@ def _mean_rate(record: Record, value: float) -> Interval:
 
 
 def _kind(claim: Claim, record: Record) -> str:
-    """The system; of a checkpoint that is evaluated, that of the claim which its name begins with."""
-    if claim.measure != "accuracy":
-        return record.cell.system
-    names = (claim.system, *claim.against)
-    return next((name for name in names if record.cell.system.startswith(name)), record.cell.system)
+    """The system; of a checkpoint, which has a name too, the one that it is of."""
+    return record.cell.system.partition(":")[0] if claim.measure == "accuracy" else record.cell.system

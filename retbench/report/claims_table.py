@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from retbench.report.claims import COMPARING, Judgement, Measure
+from retbench.report.claims import COMPARING, Judgement, Measure, seeds_of, tasks_of
 from retbench.report.conditions import disturbance_words, hardware_words, measured_words
 from retbench.report.numbers import ABSENT, ratio, significant
 from retbench.report.tables import Column, Entry, Table
@@ -107,7 +107,18 @@ def _conditions(one: Judgement) -> str:
     cell, batches = one.records[0].cell, sorted({record.cell.batch_size for record in one.records})
     batch = " to ".join(str(size) for size in dict.fromkeys((batches[0], batches[-1])))
     where = f"{hardware_words(one.records)}, machine {one.records[0].machine}"
-    return f"at {cell.size}, batch {batch}, length {cell.seq_len}, {where}"
+    return f"at {cell.size}, batch {batch}, length {cell.seq_len}{_learnt(one)}, {where}"
+
+
+def _learnt(one: Judgement) -> str:
+    """How long models were trained and how often, or what they were asked."""
+    learning = one.records[0].cell.learning
+    if one.claim.measure == "accuracy":
+        return f", asked {', '.join(sorted(tasks_of(one.records)))}"
+    if learning is None:
+        return ""
+    seeds = len(seeds_of(one.claim, one.records))
+    return f", {learning.tokens:,} tokens, {seeds} seed{'s' * (seeds > 1)}"
 
 
 def interval_words(measure: Measure, found: Interval) -> str:

@@ -45,7 +45,8 @@ def _alike(cell: Cell, options: Mapping[str, object]) -> tuple[Any, ...]:
     """What the cells of one command agree in; chunk_size is RetNet's alone, so it parts none."""
     training, single = cell.training or Training(), [name for name in SINGLE[:-1] if name in options]
     shared = replace(cell.learning, data=(), vocabulary="", learning_rate=0.0) if cell.learning else None
-    return (*(getattr(cell, name) for name in single), *(getattr(training, name) for name in TRAINING), shared)
+    limit = cell.mem_limit_bytes if "mem_limit" in options else None
+    return (*(getattr(cell, name) for name in single), limit, *(getattr(training, name) for name in TRAINING), shared)
 
 
 def _line(start: Sequence[str], cells: Sequence[Cell], options: Mapping[str, object]) -> str:
@@ -58,6 +59,8 @@ def _line(start: Sequence[str], cells: Sequence[Cell], options: Mapping[str, obj
         values = [value for value in values if value != "checkpoint"]  # no size, but where the weights come from
         if name in options and values:
             parts.append(f"--{name.replace('_', '-')} {_joined(values)}")
+    limited = "mem_limit" in options and cells[0].mem_limit_bytes is not None
+    parts += [f"--mem-limit {cells[0].mem_limit_bytes}"] * limited
     quantized = {"none": "as-is"}
     weights = [quantized.get(value, value) for value in _distinct(cells, attrgetter("quantize"))]
     parts += [f"--weights {_joined(weights)}"] * ("weights" in options and weights != ["as-is"])

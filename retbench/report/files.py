@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
+from retbench.report.beside import beside
 from retbench.report.exhibit import Drawn
 from retbench.report.figures import SUFFIXES, save
 from retbench.report.latex import to_latex
@@ -20,13 +21,25 @@ REPORT = "report.md"
 PAGE = "index.html"
 INTRODUCTION = (
     "Every number was measured by the command below its exhibit, unless it is called the paper's or a model's. The "
-    "folder of an experiment holds its exhibits one by one: Markdown, tables as CSV and LaTeX (booktabs), figures as "
-    f"{', '.join(suffix.upper() for suffix in SUFFIXES)}."
+    "folder of an experiment holds its exhibits one by one: Markdown, tables as CSV and LaTeX (booktabs, graphicx), "
+    f"figures as {', '.join(suffix.upper() for suffix in SUFFIXES)}."
 )
 
 
 def write(drawn: Sequence[Drawn], folder: Path, notes: Sequence[str] = ()) -> None:
     """All files of the report into an empty folder; OSError where it cannot be written."""
+    with beside(lambda: _save_figures(drawn, folder)):  # which takes as long as all the rest
+        _write_text(drawn, folder, notes)
+
+
+def _save_figures(drawn: Sequence[Drawn], folder: Path) -> None:
+    for one in drawn:
+        for stem, figure in one.figures.items():
+            save(figure, folder / one.exhibit.experiment, stem)
+
+
+def _write_text(drawn: Sequence[Drawn], folder: Path, notes: Sequence[str]) -> None:
+    """Tables, report and page."""
     read = [replace(one, tables=tuple(map(readable, one.tables))) for one in drawn]
     bodies = [_body(one) for one in read]
     for one, body in zip(drawn, bodies, strict=True):
@@ -36,8 +49,6 @@ def write(drawn: Sequence[Drawn], folder: Path, notes: Sequence[str] = ()) -> No
         for table in one.tables:
             _write(own / f"{table_stem(one, table)}.csv", to_csv(table))
             _write(own / f"{table_stem(one, table)}.tex", to_latex(readable(table)))
-        for stem, figure in one.figures.items():
-            save(figure, own, stem)
     _write(folder / REPORT, _report(read, bodies, notes))
     _write(folder / PAGE, page(read, notes))
 

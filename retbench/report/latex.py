@@ -1,4 +1,4 @@
-"""Tables as LaTeX with booktabs: every sign of every text escaped, compiled by pdflatex without other packages."""
+"""Tables as LaTeX with booktabs and graphicx: every sign of every text escaped, compiled by pdflatex as they are."""
 
 import re
 import unicodedata
@@ -14,21 +14,24 @@ _SIGNS = {
     "γ": r"$\gamma$", "²": "$^2$", "…": r"\ldots{}", "–": r"\textendash{}",
     "—": r"\textemdash{}", "’": r"\char39{}",
 }  # fmt: skip
-
-
+# A box that is made narrower where it is wider than the page.
+_NARROWED = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
 _PLAIN = re.compile(r"[A-Za-z0-9.,:;/+=()]*(?:[ -][A-Za-z0-9.,:;/+=()]+)*")
 
 
 def to_latex(table: Table) -> str:
-    """A ``table`` environment: the columns of a terminal, footnotes below. Needs \\usepackage{booktabs}."""
+    """A ``table`` environment no wider than the page: the columns of a terminal, footnotes below.
+
+    Needs \\usepackage{booktabs,graphicx}.
+    """
     shown = table.shown("terminal")
     sides = "".join("r" if table.columns[at].justify == "right" else "l" for at in shown)
     lines = [r"\begin{table}", r"\centering", rf"\caption{{{latex_text(table.title)}}}"]
     if table.rows:
         heads = [_header(table.columns[at].header) for at in shown]
         body = [" & ".join(latex_text(row[at].text) for at in shown) + r" \\" for row in table.rows]
-        lines += [r"\setlength{\tabcolsep}{3pt}\small", rf"\begin{{tabular}}{{{sides}}}", r"\toprule"]
-        lines += [" & ".join(heads) + r" \\", r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]
+        lines += [r"\setlength{\tabcolsep}{3pt}\small", _NARROWED, rf"\begin{{tabular}}{{{sides}}}", r"\toprule"]
+        lines += [" & ".join(heads) + r" \\", r"\midrule", *body, r"\bottomrule", r"\end{tabular}}"]
     if table.footnotes:
         notes = [latex_text(note) for note in table.footnotes]
         lines += ["", r"\medskip", r"{\footnotesize\raggedright", *(f"{note}.\\par" for note in notes), "}"]

@@ -21,7 +21,9 @@ def ratio(value: float | None) -> str:
     """A ratio with two decimals at most: 15.6, 2.43, 0.06; what is smaller keeps one significant digit."""
     if value is None or not math.isfinite(value) or value == 0:
         return ABSENT
-    return significant(value, 3 if abs(value) >= 1 else 2 if abs(value) >= 0.1 else 1)
+    if 0.01 <= abs(value) < 0.995:
+        return f"{value:.2f}"
+    return significant(value, 1 if abs(value) < 0.01 else 3)
 
 
 def with_interval(value: float | None, low: float | None, high: float | None) -> str:

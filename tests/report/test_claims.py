@@ -118,13 +118,40 @@ def test_losses_are_compared_document_by_document_and_seed_by_seed() -> None:
 
 
 def test_losses_at_a_context_are_those_of_table_8() -> None:
-    records = [learnt(system, 0, loss, experiment="perplexity")
-               for system, loss in (("retnet", 1.5), ("transformer-flash", 1.4))]  # fmt: skip
+    records = [learnt(system, seed, loss, experiment="perplexity")
+               for system, loss in (("retnet", 1.5), ("transformer-flash", 1.4)) for seed in range(2)]  # fmt: skip
     found = judge(CLAIMS["context-512"], records)
 
     assert found.ours is not None
     assert found.ours.value == pytest.approx(-0.1)
     assert found.verdict == "not supported"
+
+
+def test_one_seed_decides_no_loss() -> None:
+    seeds = {"retnet": (0, 1), "retnet-no-gate": (1,)}
+    records = [learnt(system, seed, 1.5, experiment="ablation") for system, own in seeds.items() for seed in own]
+    found = judge(CLAIMS["gate"], records)
+
+    assert (found.verdict, found.reason) == ("undecided", "one seed does not tell how far others would lie apart")
+    assert "1,966,080 tokens, 1 seed, " in to_markdown([claims_table([found])])
+
+
+def answered(system: str, task: str, right: int) -> Record:
+    documents = [{"doc": number, "acc": float(number < right)} for number in range(100)]
+    asked = cell(f"{system}:a", size="checkpoint", workload="evaluate", task=task, num_fewshot=0)
+    return record(asked, experiment="evaluate", notes={"documents": documents})
+
+
+def test_tasks_of_table_3_alone_decide_accuracy() -> None:
+    substitute = [answered("retnet", "cloze", 90), answered("transformer", "cloze", 10)]
+    papers = [answered("retnet", "copa", 10), answered("transformer", "copa", 90)]
+    alone, both = (judge(CLAIMS["zero-shot"], records) for records in (substitute, [*substitute, *papers]))
+
+    assert (alone.verdict, alone.reason) == ("undecided", "only tasks of Table 3 can decide, not cloze")
+    assert both.ours is not None
+    assert both.ours.value == pytest.approx(-80)
+    assert both.verdict == "not supported"
+    assert "asked copa, " in to_markdown([claims_table([both])])
 
 
 def test_sizes_that_the_claim_is_not_about_decide_nothing() -> None:

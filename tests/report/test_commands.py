@@ -37,6 +37,14 @@ def test_cells_that_one_command_cannot_make_take_several() -> None:
     assert "--dtype fp32" in lines[1]
 
 
+def test_a_limit_of_memory_is_kept_and_parts_commands() -> None:
+    records = [record(cell("retnet", mem_limit_bytes=2**28)), record(cell("transformer"))]
+    first, second = of(FRONTIER, *records).splitlines()
+
+    assert "--seed 0 --mem-limit 268435456" in first
+    assert "--mem-limit" not in second
+
+
 def test_peers_checkpoints_and_weights_are_asked_for_by_their_own_options() -> None:
     asked = [
         cell("retnet-torchscale", quantize="int8"),

@@ -14,7 +14,9 @@ from retbench.report.tables import Column, Entry, Table
 from tests.report.factory import sweep
 
 HOSTILE = r"\input{x} 50% of $a_1 & {#2}~^ <b> |`'" + '" [a] * -- × ± ≥ é 模型 ' + "a\nb\x1b"
-DOCUMENT = r"\documentclass{article}\usepackage[T1]{fontenc}\usepackage{booktabs}\begin{document}%s\end{document}"
+DOCUMENT = (
+    r"\documentclass{article}\usepackage[T1]{fontenc}\usepackage{booktabs,graphicx}\begin{document}%s\end{document}"
+)
 
 
 def table(*texts: str) -> Table:
@@ -63,4 +65,6 @@ def test_tables_compile(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace", check=False)
 
     assert done.returncode == 0, done.stdout[-2000:]
+    wide = re.findall(r"Overfull .hbox \((.*)pt too wide", done.stdout)
+    assert not [points for points in wide if float(points) > 1], "a table is wider than the page"
     assert (tmp_path / "report.pdf").exists()

@@ -15,8 +15,10 @@ def test_numbers_keep_three_significant_digits_without_an_exponent(value: float 
 
 
 @pytest.mark.parametrize(
-    ("value", "words"), [(15.62, "15.6"), (2.434, "2.43"), (0.634, "0.63"), (0.0634, "0.06"), (None, "-"), (0, "-")]
-)
+    ("value", "words"),
+    [(15.62, "15.6"), (2.434, "2.43"), (0.996, "1.00"), (0.634, "0.63"), (0.0966, "0.10"), (0.0634, "0.06"),
+     (0.0042, "0.004"), (None, "-"), (0, "-")],
+)  # fmt: skip
 def test_ratios_have_two_decimals_at_most(value: float | None, words: str) -> None:
     assert ratio(value) == words
 
