@@ -21,7 +21,7 @@ def ratio(value: float | None) -> str:
     """A ratio with two decimals at most: 15.6, 2.43, 0.06; what is smaller keeps one significant digit."""
     if value is None or not math.isfinite(value) or value == 0:
         return ABSENT
-    if 0.01 <= abs(value) < 0.995:
+    if 0.01 <= abs(value) < 1:
         return f"{value:.2f}"
     return significant(value, 1 if abs(value) < 0.01 else 3)
 
