@@ -101,8 +101,8 @@ def _differences(records: Sequence[Record], bases: Sequence[str], conditions: tu
                 entries = [entry for one in found for entry in _difference_entries(one)]
                 rows.append((Entry(corpus, corpus), Entry(system, system), *entries))
     notes = (
-        "mean loss of a token minus that of the other system, nats (95 %); below 0 is better; the bootstrap draws "
-        "seeds and documents, both paired",
+        "mean loss of a token minus that of the other system, nats (95 %); below 0 is better; Student's interval "
+        "over seeds and documents, both paired",
         f"{SAME}: the interval holds 0",
         *conditions,
     )

@@ -1,6 +1,6 @@
 """Power laws of the loss over the parameters, with intervals over seeds and documents, and where two cross."""
 
-# R resamples, G sizes, S seeds, D documents
+# G sizes, S seeds, D documents
 
 import math
 from collections.abc import Sequence
@@ -15,9 +15,11 @@ from retbench.record import Record
 from retbench.report.learning_scores import in_domain
 from retbench.report.trained import longest_setting
 from retbench.spec import Cell
-from retbench.statistics import RESAMPLES, Interval, expanded_tail
+from retbench.statistics import Interval, crossed_interval
 
 Floats = npt.NDArray[np.float64]
+LEAST, MOST = 1e2, 1e16  # parameters between which the ends of a crossing are looked for
+HALVINGS = 30  # of the way to such an end, on a scale of logarithms
 
 
 @dataclass(frozen=True)
@@ -40,30 +42,18 @@ class Losses:
         found: Floats = self.nats.sum(axis=2) / self.tokens.sum()
         return found
 
-    def resampled(self) -> Floats:
-        """Means of every size (R, G) over drawn seeds and documents, the same ones for all sizes and systems."""
-        generator = np.random.default_rng(0)
-        _, n_seeds, n_documents = self.nats.shape
-        seeds = generator.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), RESAMPLES)  # (R, S)
-        documents = generator.multinomial(n_documents, np.full(n_documents, 1 / n_documents), RESAMPLES)  # (R, D)
-        nats = np.einsum("rs,gsd,rd->rg", seeds, self.nats, documents, optimize=True)  # (R, G)
-        found: Floats = nats / n_seeds / (documents @ self.tokens)[:, None]
+    def moved(self, shares: Floats) -> Floats:
+        """What a sum of log losses with ``shares`` (G,) owes to each seed and document (S, D), to first order."""
+        found: Floats = np.einsum("g,gsd->sd", shares / self.means, self.nats)
         return found
-
-    @property
-    def draws(self) -> int:
-        """What a bootstrap draws from, at the least."""
-        _, n_seeds, n_documents = map(int, self.nats.shape)
-        return min(n_seeds, n_documents) if n_seeds > 1 else n_documents
 
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """loss = scale * parameters^-exponent, in nats; ``resampled`` holds log scale and exponent (R, 2)."""
+    """loss = scale * parameters^-exponent, in nats."""
 
     scale: float
     exponent: Interval
-    resampled: Floats
 
     def at(self, parameters: float) -> float:
         return self.scale / math.exp(self.exponent.value * math.log(parameters))
@@ -73,54 +63,82 @@ def fit(losses: Losses) -> PowerLaw | None:
     """Least squares of log loss over log parameters; None with fewer than three sizes."""
     if len(losses.parameters) < 3:
         return None
+    fall, height = _slope(losses), _height(losses, 1.0)
+    exponent = float(fall @ np.log(losses.means))
+    half = _half_width(losses.moved(fall), losses)
+    return PowerLaw(
+        math.exp(float(height @ np.log(losses.means))), Interval(exponent, exponent - half, exponent + half)
+    )
+
+
+def _slope(losses: Losses) -> Floats:
+    """By which shares the log losses of the sizes (G,) make the exponent of the fitted law."""
     logs = np.log(np.asarray(losses.parameters, dtype=float))
-    found = _lines(logs, np.log(losses.means)[None])[0]
-    resampled = _lines(logs, np.log(losses.resampled()))
-    low, high = _ends(resampled[:, 1], losses.draws)
-    return PowerLaw(math.exp(found[0]), Interval(float(found[1]), low, high), resampled)
-
-
-def _lines(logs: Floats, values: Floats) -> Floats:
-    """Intercepts and falls (R, 2) of lines through values (R, G) at ``logs`` (G,)."""
     centred = logs - logs.mean()
-    falls = -(values @ centred) / np.square(centred).sum()  # (R,)
-    return np.stack((values.mean(axis=1) + falls * logs.mean(), falls), axis=1)
+    found: Floats = -centred / np.square(centred).sum()
+    return found
+
+
+def _height(losses: Losses, parameters: float) -> Floats:
+    """By which shares they make the fitted law's log loss at so many parameters (G,)."""
+    logs = np.log(np.asarray(losses.parameters, dtype=float))
+    found: Floats = 1 / logs.size - (math.log(parameters) - logs.mean()) * _slope(losses)
+    return found
+
+
+def _half_width(moved: Floats, losses: Losses) -> float:
+    """Of the 95 % interval of what seeds and documents have moved so (S, D)."""
+    found = crossed_interval(moved.tolist(), losses.tokens.tolist())
+    return (found.high - found.low) / 2
 
 
 def difference(one: Losses, other: Losses) -> list[Interval]:
     """Mean loss of ``one`` less that of ``other`` at each size, over the same seeds and documents."""
-    drawn = one.resampled() - other.resampled()  # (R, G)
-    return [Interval(float(value), *_ends(drawn[:, at], one.draws)) for at, value in enumerate(one.means - other.means)]
+    return [crossed_interval(nats.tolist(), one.tokens.tolist()) for nats in one.nats - other.nats]
 
 
-def crossing(one: PowerLaw, other: PowerLaw, draws: int) -> Interval | None:
-    """The parameters at which two laws give one loss, None where the bootstrap does not say that they cross once.
+def crossing(one: Losses, other: Losses) -> Interval | None:
+    """The parameters at which two laws give one loss, None where it cannot be said that they cross once.
 
-    That is so where the interval of the difference of their exponents holds 0: they may be parallel.
+    That is so where the interval of the difference of their exponents holds 0: they may be parallel. Else the interval
+    is where the laws cannot be told apart (Fieller 1954).
     """
-    fall = one.resampled[:, 1] - other.resampled[:, 1]  # (R,)
-    low, high = _ends(fall, draws)
-    if low <= 0 <= high:
+    laws = fit(one), fit(other)
+    if laws[0] is None or laws[1] is None:
         return None
-    lead = one.resampled[:, 0] - other.resampled[:, 0]
-    with np.errstate(divide="ignore", over="ignore"):
-        found = np.exp(np.clip(lead / fall, -700, 700))
-    value = math.exp(min(700.0, math.log(one.scale / other.scale) / (one.exponent.value - other.exponent.value)))
-    return Interval(value, *_ends(found, draws))
+    fall = laws[0].exponent.value - laws[1].exponent.value
+    if abs(fall) <= _half_width(one.moved(_slope(one)) - other.moved(_slope(other)), one):
+        return None
+    value = math.exp(min(700.0, max(-700.0, math.log(laws[0].scale / laws[1].scale) / fall)))
+    return Interval(value, *(_edge(one, other, value, end) for end in (min(value, LEAST), max(value, MOST))))
 
 
-def lead_at(one: PowerLaw, other: PowerLaw, parameters: float, draws: int) -> Interval:
-    """The extrapolated loss of ``one`` less that of ``other`` at so many parameters."""
-    log = math.log(parameters)
-    drawn = [np.exp(law.resampled[:, 0] - law.resampled[:, 1] * log) for law in (one, other)]
-    return Interval(one.at(parameters) - other.at(parameters), *_ends(drawn[0] - drawn[1], draws))
+def _edge(one: Losses, other: Losses, inside: float, outside: float) -> float:
+    """How far from ``inside`` towards ``outside`` two laws cannot be told apart."""
+    if _alike(one, other, outside):
+        return outside
+    for _ in range(HALVINGS):
+        middle = math.sqrt(inside * outside)
+        inside, outside = (middle, outside) if _alike(one, other, middle) else (inside, middle)
+    return inside
 
 
-def _ends(samples: Floats, draws: int) -> tuple[float, float]:
-    """The 95 % interval of a bootstrap."""
-    tail = 100 * expanded_tail(draws, 0.025)
-    low, high = np.percentile(samples, [tail, 100 - tail])
-    return float(low), float(high)
+def _alike(one: Losses, other: Losses, parameters: float) -> bool:
+    """Whether the laws of two systems cannot be told apart there."""
+    shares = _height(one, parameters)
+    apart = abs(float(shares @ (np.log(one.means) - np.log(other.means))))
+    return apart <= _half_width(one.moved(shares) - other.moved(shares), one)
+
+
+def lead_at(one: Losses, other: Losses, parameters: float) -> Interval | None:
+    """The extrapolated loss of ``one`` less that of ``other`` at so many parameters, in nats."""
+    laws = fit(one), fit(other)
+    if laws[0] is None or laws[1] is None:
+        return None
+    shares, heights = _height(one, parameters), [law.at(parameters) for law in laws if law]
+    half = _half_width(heights[0] * one.moved(shares) - heights[1] * other.moved(shares), one)
+    value = heights[0] - heights[1]
+    return Interval(value, value - half, value + half)
 
 
 def parameters_of(cell: Cell) -> int:

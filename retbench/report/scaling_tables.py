@@ -103,7 +103,7 @@ def _notes(shown: Sequence[Record]) -> tuple[str, ...]:
         f"{cell.learning.tokenizer}, length {cell.seq_len}, batch {cell.batch_size}; learning rates "
         f"{', '.join(f'{size} {rate:g}' for size, rate in rates.items())}, the same for all systems",
         "perplexity of a token over held-out documents of that corpus, in windows of the trained length; mean and half "
-        "the range over seeds; parameters: without embedding and head; intervals: seeds and documents drawn together",
+        "the range over seeds; parameters: without embedding and head; intervals: Student's, over seeds and documents",
         *(f"{one.cell.label}: {one.status}, {shortened(one.reason or '')}" for one in shown if one.status != "ok"),
         f"measured on {measured_words(shown)}",
     )
@@ -154,17 +154,16 @@ def claim_words(losses: Mapping[str, Losses], paper: Paper) -> tuple[str, ...]:
     if CHALLENGER not in losses or baseline is None:
         return ()
     one, other = losses[CHALLENGER], baseline
-    laws = fit(one), fit(other)
-    if laws[0] is None or laws[1] is None:
-        return ()
     above, largest = float(paper["claimed_above_parameters"]), max(one.parameters)
-    meet = crossing(laws[0], laws[1], one.draws)
+    lead = lead_at(one, other, above)
+    if lead is None:
+        return ()
+    meet = crossing(one, other)
     where = (
         f"the laws cross at {_count(meet.value)} parameters ({_count(meet.low)} to {_count(meet.high)})"
         if meet
         else "the exponents are not distinguishable, so the laws have no crossing that could be told"
     )
-    lead = lead_at(laws[0], laws[1], above, one.draws)
     extrapolated = (
         f"at {_count(above)} they say {lead.value:+.3f} nats for {CHALLENGER} ({lead.low:+.3f} to {lead.high:+.3f}), "
         f"an extrapolation by a factor of {significant(above / largest, 2)}"

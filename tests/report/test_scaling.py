@@ -12,9 +12,10 @@ from experiments.scaling import paper
 from models.sizes import SIZES
 from retbench.record import Record
 from retbench.report.figures.figure5 import draw
-from retbench.report.scaling_fit import Losses, crossing, difference, fit, losses_by_system, main_setting
+from retbench.report.scaling_fit import Losses, crossing, difference, fit, lead_at, losses_by_system, main_setting
 from retbench.report.scaling_tables import scaling_tables
 from retbench.spec import Cell, Learning
+from retbench.statistics import Interval
 from tests.models.helpers import repeatable
 from tests.report.factory import record
 
@@ -78,17 +79,22 @@ def test_two_sizes_are_no_law() -> None:
 
 def test_laws_cross_where_they_are_equal_and_parallel_ones_nowhere() -> None:
     steep, flat = losses(12, 0.12, 0.001), losses(12 * 2e9**-0.02, 0.1, 0.002)
-    laws = fit(steep), fit(flat)
-    parallel = fit(losses(12, 0.12)), fit(losses(13, 0.12))
+    found = crossing(steep, flat)
 
-    assert laws[0] is not None
-    assert laws[1] is not None
-    found = crossing(laws[0], laws[1], steep.draws)
     assert found is not None
     assert found.low < 2e9 < found.high
-    assert parallel[0] is not None
-    assert parallel[1] is not None
-    assert crossing(parallel[0], parallel[1], 3) is None
+    assert crossing(losses(12, 0.12), losses(13, 0.12)) is None
+
+
+def test_a_lead_is_that_of_the_laws_and_less_sure_the_farther_off() -> None:
+    one, other = losses(12, 0.12, 0.001), losses(12 * 2e9**-0.02, 0.1, 0.002)
+    near, far = lead_at(one, other, 1e6), lead_at(one, other, 1e12)
+
+    assert near is not None
+    assert far is not None
+    assert near.low < 12 * 1e6**-0.12 - 12 * 2e9**-0.02 * 1e6**-0.1 < near.high
+    assert (far.high - far.low) / abs(far.value) > (near.high - near.low) / abs(near.value) / 10
+    assert lead_at(one, one, 1e9) == Interval(0.0, 0.0, 0.0)
 
 
 def test_a_difference_that_all_seeds_and_documents_show_is_told_from_none() -> None:

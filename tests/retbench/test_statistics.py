@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from retbench.statistics import Interval, crossed_interval, mean_interval, median_interval, percentile, slope_interval
+from retbench.statistics import (
+    Interval,
+    crossed_interval,
+    mean_interval,
+    median_interval,
+    percentile,
+    slope_interval,
+    student,
+)
 
 
 def groups_of(seed: int, count: int, size: int, shared: float = 0.0) -> list[list[float]]:
@@ -154,23 +162,24 @@ def test_the_interval_of_a_mean_holds_it_and_narrows_with_more_samples() -> None
     assert many.high - many.low == pytest.approx(2 * 1.96 * (0.75 * 0.25 / 2000) ** 0.5, rel=0.1)
 
 
-def crossed(seed: int, n_runs: int, n_documents: int, truth: float) -> Interval:
+def crossed(seed: int, n_runs: int, n_documents: int, truth: float, of_document: float = 0.2) -> Interval:
     """Documents of unequal lengths, whose difference has a part of the run, one of the document and one of both."""
     generator = np.random.default_rng(seed)
     lengths = generator.integers(50, 500, n_documents)
     noise = (
         0.1 * generator.standard_normal((n_runs, 1))
-        + 0.2 * generator.standard_normal((1, n_documents))
-        + 0.1 * generator.standard_normal((n_runs, n_documents))
+        + of_document * generator.standard_normal((1, n_documents))
+        + of_document / 2 * generator.standard_normal((n_runs, n_documents))
     )
     return crossed_interval(((truth + noise) * lengths).tolist(), lengths.tolist())
 
 
-@pytest.mark.parametrize(("n_runs", "n_documents"), [(3, 25), (8, 8), (20, 40)])
+@pytest.mark.parametrize(("n_runs", "n_documents", "of_document"),
+                         [(2, 25, 0.02), (3, 25, 0.02), (3, 25, 0.2), (8, 8, 0.2), (20, 40, 0.2)])  # fmt: skip
 def test_the_interval_over_runs_and_documents_holds_the_truth_as_often_as_it_says(
-    n_runs: int, n_documents: int
+    n_runs: int, n_documents: int, of_document: float
 ) -> None:
-    intervals = [crossed(seed, n_runs, n_documents, 1.0) for seed in range(200)]
+    intervals = [crossed(seed, n_runs, n_documents, 1.0, of_document) for seed in range(200)]
     held = sum(interval.low <= 1.0 <= interval.high for interval in intervals) / 200
 
     assert held >= 0.9
@@ -180,7 +189,12 @@ def test_the_mean_over_runs_and_documents_weighs_every_token_the_same() -> None:
     interval = crossed_interval([[10.0, 60.0], [30.0, 100.0]], [10.0, 20.0])
 
     assert interval.value == pytest.approx((10 + 60 + 30 + 100) / 2 / 30)
-    assert 1.0 <= interval.low <= interval.value <= interval.high <= 5.0
+    assert interval.low < interval.value < interval.high
+
+
+@pytest.mark.parametrize(("freedom", "expected"), [(1, 12.706), (2, 4.303), (5, 2.571), (30, 2.042), (1e9, 1.960)])
+def test_students_quantiles_are_those_of_the_tables(freedom: float, expected: float) -> None:
+    assert student(freedom, 0.95) == pytest.approx(expected, abs=1e-3)
 
 
 def test_runs_that_agree_in_every_document_have_an_interval_without_width() -> None:
