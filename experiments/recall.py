@@ -14,7 +14,7 @@ import typer
 from models.catalogue import paper_systems
 from models.catalogue import systems as known_systems
 from models.sizes import SIZES
-from retbench import options
+from retbench import options, ranks
 from retbench.devices import find_device
 from retbench.errors import UsageError
 from retbench.learning.experiment import Budget, DryRun, Fresh, Seeds, TrainTokens, dry_run, run_suite, trainable
@@ -75,6 +75,7 @@ def command(
 ) -> None:
     from rich.console import Console
 
+    ranks.check_alone()
     options.check_format(output_format)
     chosen = find_device(device)
     names, numbers = choose(systems, paper_systems(), "system"), parse_counts(pairs, "--pairs")

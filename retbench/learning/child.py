@@ -15,7 +15,7 @@ from retbench.errors import UsageError
 from retbench.learning.loop import Interrupt, Loop
 from retbench.learning.ngrams import count
 from retbench.learning.perplexity import Losses, Score, at_contexts, carried, keeps_its_size, score, sliding
-from retbench.learning.run import ORDERS, Run, read_metrics
+from retbench.learning.run import ORDERS, Run, claimed, read_metrics
 from retbench.learning.token_files import Ids, Split, Tokens, open_tokens
 from retbench.measure import TORCH_DTYPES
 from retbench.spec import Cell, Learning
@@ -32,7 +32,10 @@ Documents = list[tuple[Ids, int]]
 
 
 def learn(request: dict[str, Any], send: Send) -> Iterator[dict[str, Any]]:
-    """``made`` tells how far the training is (by ``send``); at last ``metrics`` and ``notes`` of the record."""
+    """``made`` tells how far the training is (by ``send``); at last ``metrics`` and ``notes`` of the record.
+
+    ``waits`` tells that another process is training the same run: when it has done, the model is there to be scored.
+    """
     cell, folder = Cell.from_dict(request["cell"]), Path(request["folder"])
     if cell.learning is None:
         raise ValueError(f"{cell.label} is not to be trained from scratch")
@@ -61,14 +64,14 @@ def learn(request: dict[str, Any], send: Send) -> Iterator[dict[str, Any]]:
 def _train(cell: Cell, folder: Path, send: Send) -> tuple[dict[str, Losses], LanguageModel, dict[str, Any]]:
     """The trained model, how it reads, and what its training says."""
     torch.set_default_dtype(TORCH_DTYPES[cell.dtype])
-    with torch.device(cell.device):
+    with claimed(folder, lambda: send({"waits": True})), torch.device(cell.device):
         loop = Loop.open(folder)
         trainer, _ = loop.train(Teller(loop.run, send), Interrupt())
+        lines = list(read_metrics(folder))
     model = trainer.model.eval()
     readings: dict[str, Losses] = {"windows": partial(sliding, model, context=cell.seq_len)}
     if keeps_its_size(model):
         readings["carried"] = partial(carried, model)
-    lines = list(read_metrics(folder))
     per = max(1, len(lines) // STRETCHES)
     stretches = [lines[at : at + per] for at in range(0, len(lines), per)]
     train_s = sum(line["step_ms"] for line in lines) / 1e3

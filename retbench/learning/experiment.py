@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from models.catalogue import paper_systems
-from retbench import options
+from retbench import options, ranks
 from retbench.devices import find_device
 from retbench.errors import UsageError
 from retbench.learning.presets import Preset, find_preset, presets
@@ -65,6 +65,7 @@ class Asked:
 
     def setting(self) -> tuple[Preset, list[str], int]:
         """The preset with all that was typed, the systems with the n-grams before them, and how many seeds."""
+        ranks.check_alone()
         options.check_format(self.output_format)
         preset = find_preset(self.preset)
         systems = choose(self.systems, paper_systems(), "system")

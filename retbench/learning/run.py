@@ -3,13 +3,19 @@
 import json
 import math
 import os
+import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from retbench.errors import UsageError
 from retbench.spec import Cell, Checkpointing, Dtype, Loss, Schedule, Training
+
+if sys.platform != "win32":
+    import fcntl
 
 if TYPE_CHECKING:
     from retbench.learning.batches import Batches
@@ -18,6 +24,7 @@ if TYPE_CHECKING:
 
 ORDERS = {"unigram": 1, "5-gram": 5}  # n-grams that a model must beat before its loss means anything
 REQUEST, METRICS, RESULT = "run.json", "metrics.jsonl", "result.json"  # in the folder of a run
+LOCK = ".lock"  # there, held by the process that trains
 CHECKPOINT = "step-"  # and the steps made
 SHARING = ("data_parallel", "fsdp")  # fields that may change when a run goes on
 SAVES, MOST_UNSAVED = 10, 500  # checkpoints of a run that a cell asks for, and the steps between two at most
@@ -127,6 +134,38 @@ class Run:
         pairs = zip(asdict(self).items(), asdict(other).values(), strict=True)
         found = [(name, mine, theirs) for (name, mine), theirs in pairs if mine != theirs and name not in SHARING]
         return ", ".join(f"{name} {mine}, not {theirs}" for name, mine, theirs in found)
+
+
+class TakenError(UsageError):
+    """Another process is training the run of a folder."""
+
+
+@contextmanager
+def claimed(folder: Path, waits: Callable[[], None] | None = None) -> Iterator[None]:
+    """The folder of a run, for this process alone until it leaves or ends, however it does.
+
+    Where another process has it: TakenError or, with ``waits``, which is told so, as soon as that one has done.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("ab") as file:
+        if sys.platform != "win32":
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                if waits is None:
+                    raise TakenError(f"{folder}: another process is training this run") from error
+                waits()
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def clear(folder: Path) -> None:
+    """Deletes the run of a folder that is claimed; the lock stays, since others may wait for it."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
 
 
 def checkpoints(folder: Path) -> list[Path]:

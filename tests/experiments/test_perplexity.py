@@ -63,6 +63,20 @@ def test_bad_input_is_one_line(
     assert not (here / "runs").exists()
 
 
+@pytest.mark.parametrize("verb", ["perplexity", "ablation", "scaling", "recall"])
+def test_processes_that_torchrun_has_started_do_not_all_train(
+    verb: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    status = retbench(monkeypatch, verb)
+
+    assert status == 2
+    assert capsys.readouterr().err == (
+        "retbench: torchrun has started 2 processes, and this command is one: start it without\n"
+    )
+
+
 def test_options_of_training_do_not_go_with_checkpoints(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,12 +18,13 @@ from models import linear
 from models.checkpoint import load_checkpoint
 from retbench import train as command
 from retbench.environment import ROOT
+from retbench.errors import UsageError
 from retbench.isolate import variables_of
 from retbench.learning import checkpoints as saved
 from retbench.learning.corpus import Corpus
 from retbench.learning.loop import main, train
 from retbench.learning.progress import TrainingProgress
-from retbench.learning.run import METRICS, RESULT, Run, checkpoints, read_metrics
+from retbench.learning.run import METRICS, RESULT, Run, checkpoints, claimed, read_metrics
 from retbench.measure.train_step import Trainer
 from tests.learning.test_run import RUN
 
@@ -154,6 +155,23 @@ def test_a_kill_while_a_checkpoint_is_written_costs_no_more_than_the_steps_since
     train(parts)
     assert_equal_runs(whole, parts)
     assert not (parts / ".saving-8").exists()
+
+
+def test_a_run_that_another_process_is_training_is_left_alone(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    command.prepare(run, folder, resume=False)
+    (folder / RESULT).write_text("the other's")
+    with claimed(folder):
+        status = main(folder)
+        with pytest.raises(UsageError, match="another process is training this run"):
+            command.prepare(run, folder, resume=True)
+
+    assert status == 2
+    assert f"retbench: {folder}: another process is training this run" in capsys.readouterr().err
+    assert (folder / RESULT).read_text() == "the other's"
+    assert checkpoints(folder) == []
 
 
 def test_old_checkpoints_are_deleted(run: Run, tmp_path: Path) -> None:
