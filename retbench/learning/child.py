@@ -15,7 +15,7 @@ from retbench.errors import UsageError
 from retbench.learning.loop import Interrupt, Loop
 from retbench.learning.ngrams import count
 from retbench.learning.perplexity import Losses, Score, at_contexts, carried, keeps_its_size, score, sliding
-from retbench.learning.run import ORDERS, Run, claimed, read_metrics
+from retbench.learning.run import MOST_COUNTED, ORDERS, Run, claimed, read_metrics
 from retbench.learning.token_files import Ids, Split, Tokens, open_tokens
 from retbench.measure import TORCH_DTYPES
 from retbench.spec import Cell, Learning
@@ -88,9 +88,9 @@ def _train(cell: Cell, folder: Path, send: Send) -> tuple[dict[str, Losses], Lan
 
 
 def _count(cell: Cell, trained: Tokens) -> tuple[dict[str, Losses], None, dict[str, Any]]:
-    """N-grams of the tokens that a model with this cell's seed reads."""
+    """N-grams of the tokens that a model with this cell's seed reads, of the first where these are very many."""
     run = Run.of_cell(cell)
-    seen = run.batches(trained.train.ids).seen(run.steps)
+    seen = run.batches(trained.train.ids).seen(run.steps, MOST_COUNTED)
     ngrams = count(seen, trained.header.vocab_size, ORDERS[cell.system])
     return {"windows": ngrams.losses}, None, {"metrics": {"tokens": len(seen)}, "notes": {}}
 

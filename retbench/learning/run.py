@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from retbench.learning.vocabulary import Vocabulary
 
 ORDERS = {"unigram": 1, "5-gram": 5}  # n-grams that a model must beat before its loss means anything
+MOST_COUNTED = 2**23  # tokens that these are counted in: a gigabyte of memory meanwhile
 REQUEST, METRICS, RESULT = "run.json", "metrics.jsonl", "result.json"  # in the folder of a run
 LOCK = ".lock"  # there, held by the process that trains
 CHECKPOINT = "step-"  # and the steps made
