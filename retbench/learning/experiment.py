@@ -94,8 +94,16 @@ def trainable(dtype: Dtype) -> Dtype:
 
 
 def run(experiment: str, asked: Asked, report: "Report") -> None:
-    """Trains what is not trained yet and shows everything; a dry run shows what a step of each system needs."""
+    """Trains what is not trained yet and shows everything; a dry run shows what a step of each system needs.
+
+    Raises UsageError for a preset of several sizes: in one table of systems only the last would be seen.
+    """
     preset, systems, seeds = asked.setting()
+    if len(preset.sizes) > 1 and not asked.dry_run:
+        sizes = ", ".join(preset.sizes)
+        raise UsageError(
+            f"preset {preset.name} has the sizes {sizes}, and {experiment} shows one: retbench scaling trains several"
+        )
     run_cells(experiment, preset.cells(systems, seeds), preset, asked, report)
 
 

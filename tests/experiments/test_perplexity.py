@@ -40,6 +40,7 @@ def retbench(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:
     [
         (["--preset", "gpu"], "unknown preset 'gpu'; did you mean 'cpu'? presets are cpu, paper"),
         (["--systems", "retnt"], "unknown system 'retnt'; did you mean 'retnet'?"),
+        (["--preset", "scaling-cpu"], "has the sizes nano, tiny, micro, mini, and perplexity shows one"),
         (["--seeds", "0"], "Invalid value for '--seeds'"),
         (["--tokens", "0"], "out of range"),
         (["--budget", "1s"], "--budget 1s is too small"),

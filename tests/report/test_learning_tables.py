@@ -138,6 +138,15 @@ def test_a_table_shows_one_setting_the_longest_and_the_last() -> None:
     assert main_setting([]) == []
 
 
+def test_a_longer_try_that_failed_replaces_no_table() -> None:
+    some = runs()
+    failed = [replace(trained(one, 2**22), status="error", reason="DivergedError: step 3") for one in some]
+
+    assert main_setting([*some, *failed]) == some
+    assert main_setting([*some, *failed[1:], trained(some[0], 2**22)])[0].cell.learning == failed[0].cell.learning
+    assert main_setting(failed) == failed
+
+
 def test_the_ablation_compares_with_retnet_alone_and_shows_table_6() -> None:
     some = [learnt(name, 0, 1.5) for name in ("retnet", "retnet-no-gate")]
     tables = ablation.tables(some)
