@@ -226,12 +226,12 @@ def keep_metrics(folder: Path, steps: int) -> None:
 
 
 def read_result(folder: Path) -> dict[str, Any]:
-    """How the run of a folder ended and what it gave; empty where it has not ended."""
+    """How the run of a folder ended and what it gave; empty where it has not, or where that is damaged: it goes on."""
     try:
-        found: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        found = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
         return {}
-    return found
+    return found if isinstance(found, dict) else {}
 
 
 def keep_result(folder: Path, request: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:

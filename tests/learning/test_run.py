@@ -11,12 +11,14 @@ from retbench.errors import UsageError
 from retbench.learning.run import (
     LOCK,
     METRICS,
+    RESULT,
     Run,
     checkpoints,
     claimed,
     clear,
     keep_metrics,
     read_metrics,
+    read_result,
     write_json,
 )
 
@@ -84,6 +86,13 @@ def test_json_is_replaced_as_a_whole(tmp_path: Path) -> None:
 
     assert json.loads((tmp_path / "a.json").read_text()) == {"old": 1}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "b.json"]
+
+
+@pytest.mark.parametrize("text", ["", '{"status": "o', "[]", "\x00\x00"])
+def test_a_result_that_is_damaged_is_none(text: str, tmp_path: Path) -> None:
+    (tmp_path / RESULT).write_text(text)
+
+    assert read_result(tmp_path) == {}
 
 
 def test_metrics_after_a_checkpoint_are_dropped_and_so_is_a_torn_line(tmp_path: Path) -> None:

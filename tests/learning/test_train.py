@@ -1,9 +1,10 @@
 """retbench train: what it refuses, and a run whose checkpoint other commands read."""
 
+import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from retbench.train import prepare
 from tests.learning.conftest import texts, write_jsonl
 from tests.learning.test_run import RUN
 
+WITHOUT_DATA = json.dumps({"run": asdict(RUN), "tokenizer": "bytes"})
 SMALL = ["--size", "tiny", "--tokenizer", "bytes", "--seq-len", "16", "--batch-size", "2", "--threads", "1"]
 
 
@@ -85,7 +87,7 @@ def test_a_run_whose_data_changed_is_not_continued(
         prepare(run, here / "run", resume=True)
 
 
-@pytest.mark.parametrize("text", ["{", "{}", '{"run": {"depth": 3}}', "[]"])
+@pytest.mark.parametrize("text", ["{", "{}", '{"run": {"depth": 3}}', "[]", WITHOUT_DATA])
 def test_a_run_of_another_version_is_not_continued(text: str, here: Path) -> None:
     (here / "run.json").write_text(text)
 
@@ -107,6 +109,9 @@ def test_a_run_of_another_version_is_not_continued(text: str, here: Path) -> Non
         (["--warm-up", "99"], "--warm-up 99 is not possible: the run has 1 steps"),
         (["--corpus", "jsonl:/no/such"], "there is no such file"),
         (["--tokenizer", "words"], "unknown tokenizer 'words'"),
+        (["--system", "hyena", "--seq-len", "64k"], "hyena tiny: hyena reads at most l_max = 32768 tokens, not 65536"),
+        (["--seed", "99999999999999999999"], "Invalid value for '--seed'"),
+        (["--batch-size", "128k"], "--batch-size 131072 is too large: at most 65536"),
         (["--seq-len", "1m"], "a sequence needs 1048577"),
         (["--out", "/dev/null/run"], "/dev/null/run"),
         (["--fsdp"], "--data-parallel must be 2 or more"),
