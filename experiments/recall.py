@@ -17,7 +17,17 @@ from models.sizes import SIZES
 from retbench import options, ranks
 from retbench.devices import find_device
 from retbench.errors import UsageError
-from retbench.learning.experiment import Budget, DryRun, Fresh, Seeds, TrainTokens, dry_run, run_suite, trainable
+from retbench.learning.experiment import (
+    PLAN_FOR,
+    Budget,
+    DryRun,
+    Fresh,
+    Seeds,
+    TrainTokens,
+    dry_run,
+    run_suite,
+    trainable,
+)
 from retbench.quantities import format_duration, parse_counts, parse_duration
 from retbench.record import Record
 from retbench.registry import choose, numbers_beside
@@ -96,7 +106,7 @@ def command(
     console = Console(stderr=True)
     console.print(_choice(cell, names, seeds), soft_wrap=True, markup=False, highlight=False)
     if plan_only:
-        dry_run(cells, "cpu", output_format)
+        dry_run(cells, PLAN_FOR[chosen.name], output_format)
         return
 
     from retbench.learning.suite import Suite

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from retbench.session import Report
 
 MOST_SEEDS = 100
+PLAN_FOR = {"cpu": "cpu", "cuda": "a100-80gb"}  # by device, where a dry run has no specification of its preset's
 
-PresetName = Annotated[str, typer.Option("--preset", help=f"auto (cpu without a GPU), {', '.join(presets())}.")]
+PresetName = Annotated[str, typer.Option("--preset", help=f"auto (by the device), {', '.join(presets())}.")]
 Seeds = Annotated[
     int | None,
     typer.Option(help="Runs of each system, with seeds 0, 1, ...; default: the preset's.", min=1, max=MOST_SEEDS),
@@ -67,7 +68,7 @@ class Asked:
         """The preset with all that was typed, the systems with the n-grams before them, and how many seeds."""
         ranks.check_alone()
         options.check_format(self.output_format)
-        preset = find_preset(self.preset)
+        preset = find_preset(self.preset, self.device)
         systems = choose(self.systems, paper_systems(), "system")
         seeds = self.seeds or preset.seeds
         if self.tokens and self.budget:
@@ -75,8 +76,8 @@ class Asked:
         if self.corpora:
             preset = replace(preset, corpus=self.corpora[0], others=tuple(self.corpora[1:]))
         preset = replace(preset, others=tuple(name for name in preset.others if name != preset.corpus))
-        if self.device != "auto":
-            preset = replace(preset, device=find_device(self.device).name)
+        if self.device != "auto" and (name := find_device(self.device).name) != preset.device:
+            preset = replace(preset, device=name, plan_for=PLAN_FOR[name])
         if self.dtype != "auto":
             preset = replace(preset, dtype=trainable(options.check_dtype(self.dtype)))
         if self.tokens:

@@ -123,10 +123,10 @@ def presets() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
-def find_preset(name: str) -> Preset:
-    """The preset of that name; ``auto`` is paper-200m where there is a GPU, else cpu. UsageError for another."""
+def find_preset(name: str, device: str = "auto") -> Preset:
+    """The preset of that name; ``auto`` is cpu on the CPU, paper-200m on another device. UsageError for another."""
     if name == "auto":
-        name = "cpu" if find_device("auto").name == "cpu" else "paper-200m"
+        name = "cpu" if find_device(device).name == "cpu" else "paper-200m"
     found = choose(name, presets(), "preset")
     if len(found) > 1:
         raise UsageError(f"an experiment has one preset, not {', '.join(found)}")

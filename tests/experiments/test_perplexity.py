@@ -6,10 +6,13 @@ import signal
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from retbench import cli
+from retbench.learning import experiment
+from retbench.learning.presets import find_preset
 from retbench.learning.run import read_metrics
 from retbench.spec import Cell
 from tests.experiments.conftest import run, started, stored
@@ -117,6 +120,19 @@ def test_a_dry_run_plans_a_step_of_every_system(
     assert [row["system"] for row in plan["rows"]][:2] == ["retnet", "retnet-no-gate"]
     assert [row["fits"] for row in plan["rows"]] == ["yes"] * 5 + ["no"]  # of 80 GB, which are 74.5 GiB
     assert "grad_accumulation=2, loss='chunked'" in plan["footnotes"][-1]
+
+
+def test_another_device_than_the_presets_is_planned_for_as_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("retbench.learning.experiment.find_device", lambda name: SimpleNamespace(name=name))
+
+    def setting(preset: str, device: str) -> tuple[str, str]:
+        asked = experiment.Asked("retnet", preset, None, "", "", None, "auto", device, 0, Path(), False, True, "table")
+        found, _, _ = asked.setting()
+        return found.device, found.plan_for
+
+    assert setting("cpu", "cuda") == ("cuda", "a100-80gb")
+    assert setting("paper", "cpu") == ("cpu", "cpu")
+    assert setting("paper", "cuda") == ("cuda", find_preset("paper").plan_for)
 
 
 @pytest.mark.slow
