@@ -58,7 +58,7 @@ def test_a_run_is_made_once_and_read_by_other_commands(
     assert "holds a run: --resume continues it" in capsys.readouterr().err
     assert retbench(monkeypatch, *arguments, "--resume", "--seq-len", "8") == 2
     assert "holds another run, asked for now: seq_len 8, not 16" in capsys.readouterr().err
-    assert find_checkpoint(here / checkpoint).system == "retnet:step-00000005"
+    assert find_checkpoint(here / checkpoint).system == "retnet:retnet-tiny-seed0/step-00000005"
     monkeypatch.delenv("XDG_CACHE_HOME")  # where the native step is compiled already
     speak = ("generate", "--checkpoint", checkpoint, "--prompt", "the", "--max-tokens", "4", "--threads", "1")
     assert retbench(monkeypatch, *speak) in (0, None)
