@@ -18,7 +18,7 @@ from retbench.environment import capture
 from retbench.errors import UsageError
 from retbench.isolate import variables_of
 from retbench.learning.corpus import find_corpus
-from retbench.learning.run import REQUEST, Run, claimed, lay_out, outcome, read_result
+from retbench.learning.run import REQUEST, Run, changes, claimed, last_environment, lay_out, outcome, read_result
 from retbench.learning.vocabulary import find_vocabulary
 from retbench.quantities import MAX_COUNT
 from retbench.registry import choose
@@ -135,8 +135,12 @@ def prepare(run: Run, folder: Path, resume: bool) -> None:
     if stored and (stored["data"], stored["tokenizer"]) != (header.data, header.tokenizer):
         raise UsageError(f"{folder} holds a run of other data: the corpus or the tokenizer has changed since")
     Batches(tokens.train.ids, run.seq_len, run.batch_size, run.seed)  # or there is too little
+    environment = capture(find_device(run.device), run.threads)
+    if stored and (changed := changes(last_environment(stored), environment)):
+        words = f"{', '.join(changed)} changed since {folder} was last started"
+        print(f"retbench: {words}: its losses need not be bitwise those of a run in one piece", file=sys.stderr)
     with claimed(folder):
-        lay_out(run, folder, vocabulary, tokens, capture(find_device(run.device), run.threads), stored or {})
+        lay_out(run, folder, vocabulary, tokens, environment, stored or {})
 
 
 def _check_ranks(nproc: int, fsdp: bool, sequences: int) -> None:

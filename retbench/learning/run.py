@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from retbench.environment import NOT_IDENTIFYING
 from retbench.errors import UsageError
 from retbench.spec import Cell, Checkpointing, Dtype, Loss, Schedule, Training
 
@@ -192,7 +193,10 @@ def lay_out(
     environment: Mapping[str, Any],
     stored: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes what the loop reads to the folder of a run; what was ``stored`` there stays, but for where tokens are."""
+    """Writes what the loop reads to the folder of a run; what was ``stored`` there stays, but for where tokens are.
+
+    A run that goes on under another environment keeps this one beside the first.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary.save(folder)
     request = {
@@ -202,7 +206,22 @@ def lay_out(
         "vocab_size": tokens.header.vocab_size,
         "environment": environment,
     }
-    write_json(folder / REQUEST, {**(stored or request), "run": asdict(run), "tokens": str(tokens.folder.resolve())})
+    kept = dict(stored or request)
+    if changes(last_environment(kept), environment):
+        kept["later_environments"] = [*kept.get("later_environments", []), environment]
+    write_json(folder / REQUEST, {**kept, "run": asdict(run), "tokens": str(tokens.folder.resolve())})
+
+
+def last_environment(stored: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Of a run's, the one that it was last started under."""
+    found: Mapping[str, Any] = [stored["environment"], *stored.get("later_environments", [])][-1]
+    return found
+
+
+def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """What of two environments differs that may change losses: hardware, versions, variables, code."""
+    free = {*NOT_IDENTIFYING, "fingerprint"} - {"code"}
+    return [name for name in after if name not in free and before.get(name) != after[name]]
 
 
 def read_metrics(folder: Path) -> Iterator[dict[str, Any]]:

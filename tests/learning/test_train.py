@@ -87,6 +87,26 @@ def test_a_run_whose_data_changed_is_not_continued(
         prepare(run, here / "run", resume=True)
 
 
+def test_a_run_that_goes_on_under_another_environment_says_so_and_keeps_both(
+    here: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = replace(RUN, corpus=corpus.name, tokens=64, seq_len=16)
+    known = {"fingerprint": "f", "torch": "2.5.1", "code": "aaa", "commit": "c", "retbench": "1"}
+    later = {**known, "fingerprint": "g", "torch": "2.6.0", "code": "bbb", "commit": "d"}
+    for environment in (known, {**known, "commit": "x"}, later, later):
+        monkeypatch.setattr("retbench.train.capture", lambda device, threads, found=environment: found)
+        prepare(run, here / "run", resume=True)
+    request = json.loads((here / "run" / "run.json").read_text())
+    said = [line for line in capsys.readouterr().err.splitlines() if "changed" in line]
+
+    assert said == [
+        f"retbench: torch, code changed since {here / 'run'} was last started: its losses need not be bitwise those of "
+        "a run in one piece"
+    ]
+    assert request["environment"] == known
+    assert request["later_environments"] == [later]
+
+
 @pytest.mark.parametrize("text", ["{", "{}", '{"run": {"depth": 3}}', "[]", WITHOUT_DATA])
 def test_a_run_of_another_version_is_not_continued(text: str, here: Path) -> None:
     (here / "run.json").write_text(text)
