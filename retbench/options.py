@@ -157,6 +157,13 @@ def check_dtype(text: str) -> Dtype:
     raise UsageError(f"unknown dtype {text!r}; dtypes are auto, {', '.join(get_args(Dtype))}")
 
 
+def trainable(dtype: Dtype) -> Dtype:
+    """The dtype, if models are trained in it; else UsageError."""
+    if dtype == "fp16":
+        raise UsageError("--dtype fp16 would need scaled losses; dtypes of training are auto, fp32, bf16")
+    return dtype
+
+
 def counts(text: str, option: str, most: int) -> tuple[int, ...]:
     """The counts of a list or range; raises UsageError for one that is too large."""
     found = parse_counts(text, option)

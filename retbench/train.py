@@ -13,7 +13,7 @@ import typer
 from models.catalogue import systems as known_systems
 from models.sizes import SIZES
 from retbench import options, ranks
-from retbench.devices import Device, find_device
+from retbench.devices import find_device
 from retbench.environment import capture
 from retbench.errors import UsageError
 from retbench.isolate import variables_of
@@ -22,7 +22,7 @@ from retbench.learning.run import REQUEST, Run, changes, claimed, last_environme
 from retbench.learning.vocabulary import find_vocabulary
 from retbench.quantities import MAX_COUNT
 from retbench.registry import choose
-from retbench.spec import MAX_BATCH_SIZE, MAX_SEQ_LEN, Dtype, Loss, Schedule
+from retbench.spec import MAX_BATCH_SIZE, MAX_SEQ_LEN, Loss, Schedule
 
 WARM_UP_SHARE = 0.05  # of the steps, where none is given
 
@@ -83,7 +83,7 @@ def command(
         warm_up=warm_up if warm_up >= 0 else int(WARM_UP_SHARE * steps),
         schedule=cast(Schedule, one_of(schedule, get_args(Schedule), "schedule")),
         loss=cast(Loss, one_of(loss, get_args(Loss), "loss")),
-        dtype=_dtype(dtype, chosen),
+        dtype=options.trainable(chosen.default_dtype() if dtype == "auto" else options.check_dtype(dtype)),
         device=chosen.name,
         threads=options.check_threads(threads, chosen),
         seed=seed,
@@ -182,13 +182,6 @@ def _count(text: str, option: str, most: int = MAX_COUNT) -> int:
     if len(found) > 1:
         raise UsageError(f"{option} {text!r} is not one count")
     return found[0]
-
-
-def _dtype(text: str, device: Device) -> Dtype:
-    dtype = device.default_dtype() if text == "auto" else options.check_dtype(text)
-    if dtype == "fp16":
-        raise UsageError("--dtype fp16 would need scaled losses; dtypes of training are auto, fp32, bf16")
-    return dtype
 
 
 def _stored(folder: Path) -> dict[str, Any] | None:

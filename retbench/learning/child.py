@@ -1,10 +1,9 @@
 """The child's side of a learning cell: trains its system, or counts its n-grams, and scores held-out documents."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from retbench.learning.loop import Interrupt, Loop
 from retbench.learning.ngrams import count
 from retbench.learning.perplexity import Losses, Score, at_contexts, carried, keeps_its_size, score, sliding
 from retbench.learning.run import MOST_COUNTED, ORDERS, Run, claimed, read_metrics
+from retbench.learning.telling import Send, Teller, curve
 from retbench.learning.token_files import Ids, Split, Tokens, open_tokens
 from retbench.measure import TORCH_DTYPES
 from retbench.spec import Cell, Learning
@@ -24,10 +24,7 @@ from retbench.tokenizer import Tokenizer, load_tokenizer
 
 MOST_DOCUMENTS = 256  # of a corpus that are scored
 LAST = 128  # tokens that are scored at every context, as in the paper's Table 8
-TOLD_S = 1.0  # between two messages on how far it is
-STRETCHES = 64  # of the run, whose mean losses are kept
 
-Send = Callable[[dict[str, Any]], None]
 Documents = list[tuple[Ids, int]]
 
 
@@ -66,14 +63,13 @@ def _train(cell: Cell, folder: Path, send: Send) -> tuple[dict[str, Losses], Lan
     torch.set_default_dtype(TORCH_DTYPES[cell.dtype])
     with claimed(folder, lambda: send({"waits": True})), torch.device(cell.device):
         loop = Loop.open(folder)
-        trainer, _ = loop.train(Teller(loop.run, send), Interrupt())
+        trainer, _ = loop.train(Teller(loop.run.steps, send), Interrupt())
         lines = list(read_metrics(folder))
     model = trainer.model.eval()
     readings: dict[str, Losses] = {"windows": partial(sliding, model, context=cell.seq_len)}
     if keeps_its_size(model):
         readings["carried"] = partial(carried, model)
-    per = max(1, len(lines) // STRETCHES)
-    stretches = [lines[at : at + per] for at in range(0, len(lines), per)]
+    points = curve([line["loss"] for line in lines], loop.run.step_tokens)
     train_s = sum(line["step_ms"] for line in lines) / 1e3
     metrics = {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -81,10 +77,9 @@ def _train(cell: Cell, folder: Path, send: Send) -> tuple[dict[str, Losses], Lan
         "steps": len(lines),
         "train_s": train_s,
         "train_tokens_per_s": rate(lines[-1]["tokens"], train_s),
-        "train_loss": mean(line["loss"] for line in stretches[-1]),
+        "train_loss": points[-1][1],
     }
-    curve = [[stretch[-1]["tokens"], mean(line["loss"] for line in stretch)] for stretch in stretches]
-    return readings, model, {"metrics": metrics, "notes": {"curve": curve}}
+    return readings, model, {"metrics": metrics, "notes": {"curve": points}}
 
 
 def _count(cell: Cell, trained: Tokens) -> tuple[dict[str, Losses], None, dict[str, Any]]:
@@ -93,19 +88,6 @@ def _count(cell: Cell, trained: Tokens) -> tuple[dict[str, Losses], None, dict[s
     seen = run.batches(trained.train.ids).seen(run.steps, MOST_COUNTED)
     ngrams = count(seen, trained.header.vocab_size, ORDERS[cell.system])
     return {"windows": ngrams.losses}, None, {"metrics": {"tokens": len(seen)}, "notes": {}}
-
-
-class Teller:
-    """Sends how far a run is, now and then."""
-
-    def __init__(self, run: Run, send: Send) -> None:
-        self._run, self._send, self._quiet_s = run, send, TOLD_S
-
-    def __call__(self, step: int, loss: float, seconds: float) -> None:
-        self._quiet_s += seconds
-        if self._quiet_s >= TOLD_S or step == self._run.steps:
-            self._send({"made": {"step": step, "steps": self._run.steps, "loss": loss}})
-            self._quiet_s = 0.0
 
 
 def excerpts(split: Split, most: int, tokenizer: Tokenizer) -> Documents:

@@ -18,7 +18,7 @@ from retbench.learning.vocabulary import promised_size
 from retbench.quantities import parse_counts, parse_duration
 from retbench.record import Record
 from retbench.registry import choose
-from retbench.spec import Cell, Dtype, Training
+from retbench.spec import Cell, Training
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -79,19 +79,12 @@ class Asked:
         if self.device != "auto" and (name := find_device(self.device).name) != preset.device:
             preset = replace(preset, device=name, plan_for=PLAN_FOR[name])
         if self.dtype != "auto":
-            preset = replace(preset, dtype=trainable(options.check_dtype(self.dtype)))
+            preset = replace(preset, dtype=options.trainable(options.check_dtype(self.dtype)))
         if self.tokens:
             preset = replace(preset, tokens=max(parse_counts(self.tokens, "--tokens")))
         if self.budget:
             preset = preset.within(parse_duration(self.budget, "--budget"), systems, seeds)
         return preset, [*ORDERS, *systems], seeds
-
-
-def trainable(dtype: Dtype) -> Dtype:
-    """The dtype, if models are trained in it."""
-    if dtype == "fp16":
-        raise UsageError("--dtype fp16 would need scaled losses; dtypes of training are auto, fp32, bf16")
-    return dtype
 
 
 def run(experiment: str, asked: Asked, report: "Report") -> None:

@@ -170,7 +170,7 @@ class Loop:
     def _held_out(self, model: "LanguageModel") -> dict[str, Any]:
         """The score of held-out documents in windows of the trained length, the same for every system.
 
-        Beside it stand n-grams counted in the whole training split, on the same documents.
+        Beside it stand n-grams on the same documents, counted in the training split or, if it is large, its start.
         """
         header = self.tokens.header
 

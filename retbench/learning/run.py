@@ -125,17 +125,21 @@ class Run:
         )
 
     def learning_rate_at(self, step: int) -> float:
-        """Rises over the first ``warm_up`` steps, then falls to nothing, as a line or as half a cosine."""
-        if step < self.warm_up:
-            return self.learning_rate * (step + 1) / (self.warm_up + 1)
-        left = (self.steps - step) / (self.steps - self.warm_up)
-        return self.learning_rate * (left if self.schedule == "linear" else (1 - math.cos(math.pi * left)) / 2)
+        return rate_at(step, self.learning_rate, self.warm_up, self.steps, self.schedule)
 
     def differences(self, other: Self) -> str:
         """The fields that differ, in words, but for ``SHARING``: ``seed 0, not 1``."""
         pairs = zip(asdict(self).items(), asdict(other).values(), strict=True)
         found = [(name, mine, theirs) for (name, mine), theirs in pairs if mine != theirs and name not in SHARING]
         return ", ".join(f"{name} {mine}, not {theirs}" for name, mine, theirs in found)
+
+
+def rate_at(step: int, highest: float, warm_up: int, steps: int, schedule: Schedule) -> float:
+    """The learning rate: rises over the first ``warm_up`` steps, then falls to nothing, as a line or half a cosine."""
+    if step < warm_up:
+        return highest * (step + 1) / (warm_up + 1)
+    left = (steps - step) / (steps - warm_up)
+    return highest * (left if schedule == "linear" else (1 - math.cos(math.pi * left)) / 2)
 
 
 class TakenError(UsageError):

@@ -44,6 +44,8 @@ def retbench(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:
         (["--preset", "gpu"], "unknown preset 'gpu'; did you mean 'cpu'? presets are cpu, paper"),
         (["--systems", "retnt"], "unknown system 'retnt'; did you mean 'retnet'?"),
         (["--preset", "scaling-cpu"], "has the sizes nano, tiny, micro, mini, and perplexity shows one"),
+        (["--context", "1k"], "--context and --windows belong to --checkpoint"),
+        (["--windows"], "--context and --windows belong to --checkpoint"),
         (["--seeds", "0"], "Invalid value for '--seeds'"),
         (["--tokens", "0"], "out of range"),
         (["--budget", "1s"], "--budget 1s is too small"),

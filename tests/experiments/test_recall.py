@@ -17,7 +17,7 @@ SHORT = ("recall", "--size", "nano", "--systems", "retnet,transformer-flash", "-
     [
         (("--pairs", "4,256"), "--pairs 256 is too many: there are 64 keys"),
         (("--tokens", "64k", "--budget", "3m"), "--tokens and --budget both set the tokens"),
-        (("--budget", "1s"), "--budget 1s is too small for a step of every system and seed"),
+        (("--budget", "1s"), "--budget 1s is too small: the start, a step and the scoring of all runs (2) take about"),
         (("--dtype", "fp16"), "dtypes of training are auto, fp32, bf16"),
         (("--systems", "retnt"), "did you mean 'retnet'?"),
     ],

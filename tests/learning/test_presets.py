@@ -82,7 +82,7 @@ def test_a_system_without_a_stated_speed_counts_as_the_slowest() -> None:
 @pytest.mark.parametrize(
     ("preset", "budget_s", "words"),
     [
-        (TIMED, 1.0, "--budget 1s is too small: one step of 1 systems with 3 seeds and their scoring take about 15"),
+        (TIMED, 1.0, r"--budget 1s is too small: the start, a step and the scoring of all runs \(3\) take about 15"),
         (
             find_preset("paper"),
             1e6,

@@ -14,7 +14,7 @@ from models.checkpoint import load_checkpoint
 from retbench.devices import find_device
 from retbench.errors import UsageError
 from retbench.isolate import Outcome
-from retbench.learning import child
+from retbench.learning import telling
 from retbench.learning.child import learn
 from retbench.learning.corpus import Corpus
 from retbench.learning.material import Material, bound, read_material
@@ -102,7 +102,7 @@ def test_every_cell_is_trained_scored_and_stored(material: Material, tmp_path: P
 def test_a_child_that_died_is_a_record_and_goes_on_from_where_it_was(
     material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(child, "TOLD_S", 0.0)
+    monkeypatch.setattr(telling, "TOLD_S", 0.0)
     some = [replace(cells(material, "retnet")[0], seed=3)]
     whole = suite(some, material, tmp_path / "whole").run(SILENT)
     part = suite(some, material, tmp_path / "part", dead).run(SILENT)
