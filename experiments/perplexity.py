@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SYSTEMS = "retnet,transformer-flash,rwkv,h3,hyena,linear-transformer,lstm"
 BASES = ("retnet", "transformer-flash")
+CONTEXT = "512"
 
 Checkpoints = Annotated[
     list[str] | None,
@@ -46,7 +47,7 @@ def command(
     budget: experiment.Budget = "",
     corpus: experiment.Corpora = None,
     checkpoint: Checkpoints = None,
-    context: Context = "512",
+    context: Context = CONTEXT,
     windows: Windows = False,
     dtype: options.DtypeName = "auto",
     device: options.DeviceName = "auto",
@@ -67,6 +68,8 @@ def command(
         settings = Settings(context, windows, tokens or "64k", dtype, device, threads, output_format)
         score_checkpoints(checkpoint, corpus, settings)
         return
+    if (context, windows) != (CONTEXT, False):
+        raise UsageError("--context and --windows belong to --checkpoint: what is trained is read as its preset says")
 
     from retbench.session import Report
 

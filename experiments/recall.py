@@ -14,11 +14,21 @@ import typer
 from models.catalogue import paper_systems
 from models.catalogue import systems as known_systems
 from models.sizes import SIZES
-from retbench import options
+from retbench import options, ranks
 from retbench.devices import find_device
 from retbench.errors import UsageError
-from retbench.learning.experiment import Budget, DryRun, Fresh, Seeds, TrainTokens, dry_run, run_suite, trainable
-from retbench.quantities import format_duration, parse_counts, parse_duration
+from retbench.learning.experiment import (
+    PLAN_FOR,
+    Budget,
+    DryRun,
+    Fresh,
+    Seeds,
+    TrainTokens,
+    dry_run,
+    run_suite,
+)
+from retbench.learning.presets import tokens_within
+from retbench.quantities import parse_counts, parse_duration
 from retbench.record import Record
 from retbench.registry import choose, numbers_beside
 from retbench.report.exhibit import Exhibit
@@ -31,7 +41,6 @@ if TYPE_CHECKING:
     from retbench.report.tables import Table
 
 SYSTEMS = "transformer-flash,retnet,linear-transformer,lstm,rwkv,h3,hyena"
-SIDE_BY_SIDE = 2  # runs, where the file's speeds were measured
 
 
 @dataclass(frozen=True)
@@ -51,11 +60,8 @@ class Setting:
     def within(self, budget_s: float, systems: Sequence[str], seeds: int) -> int:
         """The tokens of a run if all take so long together, by the speeds of the file: asked again, the same."""
         slowest = min(self.tokens_per_s.values())
-        a_token_s = sum(1 / self.tokens_per_s.get(system, slowest) for system in systems)
-        tokens = (SIDE_BY_SIDE * budget_s / seeds - len(systems) * self.start_s) / a_token_s
-        if tokens < self.step_tokens:
-            raise UsageError(f"--budget {format_duration(budget_s)} is too small for a step of every system and seed")
-        return int(tokens) // self.step_tokens * self.step_tokens
+        speeds = [self.tokens_per_s.get(system, slowest) for system in systems]
+        return tokens_within(budget_s, speeds, seeds, self.step_tokens, self.start_s)
 
 
 def command(
@@ -75,6 +81,7 @@ def command(
 ) -> None:
     from rich.console import Console
 
+    ranks.check_alone()
     options.check_format(output_format)
     chosen = find_device(device)
     names, numbers = choose(systems, paper_systems(), "system"), parse_counts(pairs, "--pairs")
@@ -89,13 +96,13 @@ def command(
         learning_rate=setting.learning_rate,
         warm_up_share=setting.warm_up_share,
     )
-    checked = trainable(options.check_dtype("fp32" if dtype == "auto" else dtype))
+    checked = options.trainable(options.check_dtype("fp32" if dtype == "auto" else dtype))
     cell = _cell(recall, setting.vocab_size, one_of(size, SIZES, "size"), checked, chosen.name)
     cells = [replace(cell, system=name, seed=seed, l_max=_l_max(name, cell)) for seed in range(seeds) for name in names]
     console = Console(stderr=True)
     console.print(_choice(cell, names, seeds), soft_wrap=True, markup=False, highlight=False)
     if plan_only:
-        dry_run(cells, "cpu", output_format)
+        dry_run(cells, PLAN_FOR[chosen.name], output_format)
         return
 
     from retbench.learning.suite import Suite

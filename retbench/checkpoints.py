@@ -11,6 +11,7 @@ from pathlib import Path
 from models.catalogue import systems
 from retbench import hub
 from retbench.errors import UsageError
+from retbench.learning.run import CHECKPOINT
 
 OWN = "retbench"  # the model_type of our own checkpoints, whose config names the system
 
@@ -32,7 +33,7 @@ def find_checkpoint(given: str | Path) -> Checkpoint:
     if not str(given).startswith(hub.PREFIX):
         folder = Path(given)
         kind, files = _inspect(folder)
-        return Checkpoint(folder, f"{kind}:{folder.resolve().name}", _identity(folder / "config.json", files))
+        return Checkpoint(folder, f"{kind}:{_name(folder.resolve())}", _identity(folder / "config.json", files))
     found = hub.download(str(given))
     kind, _ = _inspect(found.folder)
     name = found.repository.rpartition("/")[2]
@@ -56,6 +57,11 @@ def _inspect(folder: Path) -> tuple[str, list[Path]]:
     if not files:
         raise UsageError(f"--checkpoint {folder}: no .safetensors file in it")
     return str(kind), files
+
+
+def _name(folder: Path) -> str:
+    """The folder's own name or, of a checkpoint among those of a run, the run's before it: their names are alike."""
+    return f"{folder.parent.name}/{folder.name}" if folder.name.startswith(CHECKPOINT) else folder.name
 
 
 def _system_of(model_type: object) -> str | None:

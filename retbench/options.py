@@ -112,8 +112,8 @@ class Grid:
                 compile=self.compile and not peer_of(row.system),
             )
             for rows in self._rows(device)
-            for seq_len in _counts(self.seq_len, "--seq-len", MAX_SEQ_LEN)
-            for batch_size in _counts(self.batch_size, "--batch-size", MAX_BATCH_SIZE)
+            for seq_len in counts(self.seq_len, "--seq-len", MAX_SEQ_LEN)
+            for batch_size in counts(self.batch_size, "--batch-size", MAX_BATCH_SIZE)
             for weights in choose(self.weights, WEIGHTS, "--weights value")
             for row in rows
             if weights == AS_IS or not peer_of(row.system)
@@ -157,8 +157,16 @@ def check_dtype(text: str) -> Dtype:
     raise UsageError(f"unknown dtype {text!r}; dtypes are auto, {', '.join(get_args(Dtype))}")
 
 
-def _counts(text: str, option: str, most: int) -> tuple[int, ...]:
-    counts = parse_counts(text, option)
-    if max(counts) > most:
-        raise UsageError(f"{option} {max(counts)} is too large: at most {most}")
-    return counts
+def trainable(dtype: Dtype) -> Dtype:
+    """The dtype, if models are trained in it; else UsageError."""
+    if dtype == "fp16":
+        raise UsageError("--dtype fp16 would need scaled losses; dtypes of training are auto, fp32, bf16")
+    return dtype
+
+
+def counts(text: str, option: str, most: int) -> tuple[int, ...]:
+    """The counts of a list or range; raises UsageError for one that is too large."""
+    found = parse_counts(text, option)
+    if max(found) > most:
+        raise UsageError(f"{option} {max(found)} is too large: at most {most}")
+    return found

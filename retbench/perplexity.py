@@ -15,6 +15,7 @@ from retbench.learning.corpus import OUT_OF_DOMAIN, find_corpus
 from retbench.learning.vocabulary import beside
 from retbench.quantities import parse_counts
 from retbench.report.tables import Column, Entry, Format, Table, render
+from retbench.spec import MAX_SEQ_LEN
 
 if TYPE_CHECKING:
     from models.language_model import LanguageModel
@@ -43,7 +44,7 @@ def score_checkpoints(checkpoint: Sequence[str], corpus: Sequence[str] | None, s
     if settings.output_format not in FORMATS:
         raise UsageError(f"unknown format {settings.output_format!r}; formats are {', '.join(FORMATS)}")
     chosen = find_device(settings.device)
-    length = max(parse_counts(settings.context, "--context"))
+    length = max(options.counts(settings.context, "--context", MAX_SEQ_LEN))
     most = max(parse_counts(settings.tokens, "--tokens"))
     names = {found.folder: found.system for found in map(find_checkpoint, checkpoint)}
     dtype = None if settings.dtype == "auto" else options.check_dtype(settings.dtype)
@@ -86,10 +87,14 @@ def _tokens(checkpoint: Path, corpus: str) -> "Tokens":
 
 
 def _reading(model: "LanguageModel", context: int, windows: bool) -> tuple[str, "Losses"]:
-    """How a model reads documents, in words, and what does it."""
+    """How a model reads documents, in words, and what does it; raises UsageError for windows that it cannot read."""
     from retbench.learning.perplexity import keeps_its_size, losses_of, sliding
 
     if windows or not keeps_its_size(model):
+        try:
+            model.positions(0, context)
+        except ValueError as error:
+            raise UsageError(f"--context {context} is not possible: {error}") from error
         return f"{max(1, context // 2)} to {context}", partial(sliding, model, context=context)
     return "whole, carried", losses_of(model, context)
 

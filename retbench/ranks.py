@@ -70,6 +70,12 @@ def check_launcher() -> None:
         raise UsageError("torchrun is not there: this torch was built without torch.distributed; one process works")
 
 
+def check_alone() -> None:
+    """Raises UsageError under torchrun, for a command whose every process would do all of its work."""
+    if (launched() or 1) > 1:
+        raise UsageError(f"torchrun has started {launched()} processes, and this command is one: start it without")
+
+
 def check_degrees(training: Training) -> None:
     """Raises UsageError for degrees that no number of processes can have."""
     if min(training.tensor_parallel, training.data_parallel) < 1:

@@ -13,16 +13,16 @@ import typer
 from models.catalogue import systems as known_systems
 from models.sizes import SIZES
 from retbench import options, ranks
-from retbench.devices import Device, find_device
+from retbench.devices import find_device
 from retbench.environment import capture
 from retbench.errors import UsageError
 from retbench.isolate import variables_of
 from retbench.learning.corpus import find_corpus
-from retbench.learning.run import REQUEST, Run, lay_out, outcome, read_result
+from retbench.learning.run import REQUEST, Run, changes, claimed, last_environment, lay_out, outcome, read_result
 from retbench.learning.vocabulary import find_vocabulary
-from retbench.quantities import parse_counts
+from retbench.quantities import MAX_COUNT
 from retbench.registry import choose
-from retbench.spec import Dtype, Loss, Schedule
+from retbench.spec import MAX_BATCH_SIZE, MAX_SEQ_LEN, Loss, Schedule
 
 WARM_UP_SHARE = 0.05  # of the steps, where none is given
 
@@ -52,7 +52,7 @@ def command(
     dtype: options.DtypeName = "auto",
     device: options.DeviceName = "auto",
     threads: options.Threads = 0,
-    seed: Annotated[int, typer.Option(help="Seed of weights and of the order of the data.", min=0)] = 0,
+    seed: options.Seed = 0,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.", min=1)] = 100,
     keep: Annotated[int, typer.Option(help="Checkpoints that stay.", min=1)] = 2,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; default: runs/SYSTEM-SIZE-seedSEED.")] = None,
@@ -60,7 +60,8 @@ def command(
 ) -> None:
     chosen = find_device(device)
     total = _count(tokens, "--tokens")
-    length, sequences = _count(seq_len, "--seq-len"), _count(batch_size, "--batch-size")
+    length = _count(seq_len, "--seq-len", MAX_SEQ_LEN)
+    sequences = _count(batch_size, "--batch-size", MAX_BATCH_SIZE)
     micro_batches = _count(grad_accumulation, "--grad-accumulation")
     steps = -(-total // (length * sequences * micro_batches))
     nproc = data_parallel or ranks.launched() or 1
@@ -82,7 +83,7 @@ def command(
         warm_up=warm_up if warm_up >= 0 else int(WARM_UP_SHARE * steps),
         schedule=cast(Schedule, one_of(schedule, get_args(Schedule), "schedule")),
         loss=cast(Loss, one_of(loss, get_args(Loss), "loss")),
-        dtype=_dtype(dtype, chosen),
+        dtype=options.trainable(chosen.default_dtype() if dtype == "auto" else options.check_dtype(dtype)),
         device=chosen.name,
         threads=options.check_threads(threads, chosen),
         seed=seed,
@@ -125,6 +126,8 @@ def prepare(run: Run, folder: Path, resume: bool) -> None:
         raise UsageError(f"{folder} holds another run, asked for now: {differences}")
     corpus = find_corpus(run.corpus)
     cache = cache_folder()
+    if not stored:
+        _check_model(run)
     print(f"reading {run.corpus} with tokenizer {run.tokenizer}", file=sys.stderr)
     vocabulary = find_vocabulary(run.tokenizer, corpus, cache)
     tokens = tokenize(corpus, vocabulary, cache)
@@ -132,7 +135,12 @@ def prepare(run: Run, folder: Path, resume: bool) -> None:
     if stored and (stored["data"], stored["tokenizer"]) != (header.data, header.tokenizer):
         raise UsageError(f"{folder} holds a run of other data: the corpus or the tokenizer has changed since")
     Batches(tokens.train.ids, run.seq_len, run.batch_size, run.seed)  # or there is too little
-    lay_out(run, folder, vocabulary, tokens, capture(find_device(run.device), run.threads), stored or {})
+    environment = capture(find_device(run.device), run.threads)
+    if stored and (changed := changes(last_environment(stored), environment)):
+        words = f"{', '.join(changed)} changed since {folder} was last started"
+        print(f"retbench: {words}: its losses need not be bitwise those of a run in one piece", file=sys.stderr)
+    with claimed(folder):
+        lay_out(run, folder, vocabulary, tokens, environment, stored or {})
 
 
 def _check_ranks(nproc: int, fsdp: bool, sequences: int) -> None:
@@ -148,6 +156,19 @@ def _check_ranks(nproc: int, fsdp: bool, sequences: int) -> None:
         ranks.check_launcher()
 
 
+def _check_model(run: Run) -> None:
+    """Raises UsageError for what the model refuses, such as sequences beyond Hyena's l_max, before a text is read."""
+    import torch
+
+    from models import build
+
+    try:
+        with torch.device("meta"):
+            build(run.system, run.size, **{**run.overrides, "n_layers": 1}).init_state(run.batch_size, run.seq_len)
+    except ValueError as error:
+        raise UsageError(f"{run.system} {run.size}: {error}") from error
+
+
 def one_of(text: str, known: Iterable[str], what: str) -> str:
     """The one name in ``text``; raises UsageError with a suggestion for an unknown one."""
     names = choose(text, known, what)
@@ -156,25 +177,19 @@ def one_of(text: str, known: Iterable[str], what: str) -> str:
     return names[0]
 
 
-def _count(text: str, option: str) -> int:
-    counts = parse_counts(text, option)
-    if len(counts) > 1:
+def _count(text: str, option: str, most: int = MAX_COUNT) -> int:
+    found = options.counts(text, option, most)
+    if len(found) > 1:
         raise UsageError(f"{option} {text!r} is not one count")
-    return counts[0]
-
-
-def _dtype(text: str, device: Device) -> Dtype:
-    dtype = device.default_dtype() if text == "auto" else options.check_dtype(text)
-    if dtype == "fp16":
-        raise UsageError("--dtype fp16 would need scaled losses; dtypes of training are auto, fp32, bf16")
-    return dtype
+    return found[0]
 
 
 def _stored(folder: Path) -> dict[str, Any] | None:
     """What ``prepare`` wrote, None where there is no run."""
     try:
         found: dict[str, Any] = json.loads((folder / REQUEST).read_text(encoding="utf-8"))
-        return {**found, "run": Run(**found["run"])}
+        needed = {name: found[name] for name in ("data", "tokenizer", "environment")}  # else a KeyError
+        return {**found, **needed, "run": Run(**found["run"])}
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:

@@ -47,9 +47,13 @@ class Batches:
         starts = [self.start(number) for number in range(first, first + self.batch_size)]
         return np.stack([self.ids[start : start + self.seq_len + 1].astype(np.int64) for start in starts])
 
-    def seen(self, steps: int) -> Ids:
-        """The tokens (N,) that the first steps read as inputs, each once, in the order of the corpus."""
-        starts = {self.start(number) for number in range(min(steps * self.batch_size, self.epoch))}
+    def seen(self, steps: int, most: int) -> Ids:
+        """The tokens (N,) that the first steps read as inputs, each once, in the order of the corpus.
+
+        They are held in memory: of more than ``most``, those of the sequences that are read first.
+        """
+        count = min(steps * self.batch_size, self.epoch, max(1, most // self.seq_len))
+        starts = {self.start(number) for number in range(count)}
         return np.concatenate([self.ids[start : start + self.seq_len] for start in sorted(starts)])
 
     def start(self, number: int) -> int:

@@ -1,10 +1,9 @@
 """The child's side of a learning cell: trains its system, or counts its n-grams, and scores held-out documents."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import torch
@@ -15,7 +14,8 @@ from retbench.errors import UsageError
 from retbench.learning.loop import Interrupt, Loop
 from retbench.learning.ngrams import count
 from retbench.learning.perplexity import Losses, Score, at_contexts, carried, keeps_its_size, score, sliding
-from retbench.learning.run import ORDERS, Run, read_metrics
+from retbench.learning.run import MOST_COUNTED, ORDERS, Run, claimed, read_metrics
+from retbench.learning.telling import Send, Teller, curve
 from retbench.learning.token_files import Ids, Split, Tokens, open_tokens
 from retbench.measure import TORCH_DTYPES
 from retbench.spec import Cell, Learning
@@ -24,15 +24,15 @@ from retbench.tokenizer import Tokenizer, load_tokenizer
 
 MOST_DOCUMENTS = 256  # of a corpus that are scored
 LAST = 128  # tokens that are scored at every context, as in the paper's Table 8
-TOLD_S = 1.0  # between two messages on how far it is
-STRETCHES = 64  # of the run, whose mean losses are kept
 
-Send = Callable[[dict[str, Any]], None]
 Documents = list[tuple[Ids, int]]
 
 
 def learn(request: dict[str, Any], send: Send) -> Iterator[dict[str, Any]]:
-    """``made`` tells how far the training is (by ``send``); at last ``metrics`` and ``notes`` of the record."""
+    """``made`` tells how far the training is (by ``send``); at last ``metrics`` and ``notes`` of the record.
+
+    ``waits`` tells that another process is training the same run: when it has done, the model is there to be scored.
+    """
     cell, folder = Cell.from_dict(request["cell"]), Path(request["folder"])
     if cell.learning is None:
         raise ValueError(f"{cell.label} is not to be trained from scratch")
@@ -61,16 +61,15 @@ def learn(request: dict[str, Any], send: Send) -> Iterator[dict[str, Any]]:
 def _train(cell: Cell, folder: Path, send: Send) -> tuple[dict[str, Losses], LanguageModel, dict[str, Any]]:
     """The trained model, how it reads, and what its training says."""
     torch.set_default_dtype(TORCH_DTYPES[cell.dtype])
-    with torch.device(cell.device):
+    with claimed(folder, lambda: send({"waits": True})), torch.device(cell.device):
         loop = Loop.open(folder)
-        trainer, _ = loop.train(Teller(loop.run, send), Interrupt())
+        trainer, _ = loop.train(Teller(loop.run.steps, send), Interrupt())
+        lines = list(read_metrics(folder))
     model = trainer.model.eval()
     readings: dict[str, Losses] = {"windows": partial(sliding, model, context=cell.seq_len)}
     if keeps_its_size(model):
         readings["carried"] = partial(carried, model)
-    lines = list(read_metrics(folder))
-    per = max(1, len(lines) // STRETCHES)
-    stretches = [lines[at : at + per] for at in range(0, len(lines), per)]
+    points = curve([line["loss"] for line in lines], loop.run.step_tokens)
     train_s = sum(line["step_ms"] for line in lines) / 1e3
     metrics = {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -78,31 +77,17 @@ def _train(cell: Cell, folder: Path, send: Send) -> tuple[dict[str, Losses], Lan
         "steps": len(lines),
         "train_s": train_s,
         "train_tokens_per_s": rate(lines[-1]["tokens"], train_s),
-        "train_loss": mean(line["loss"] for line in stretches[-1]),
+        "train_loss": points[-1][1],
     }
-    curve = [[stretch[-1]["tokens"], mean(line["loss"] for line in stretch)] for stretch in stretches]
-    return readings, model, {"metrics": metrics, "notes": {"curve": curve}}
+    return readings, model, {"metrics": metrics, "notes": {"curve": points}}
 
 
 def _count(cell: Cell, trained: Tokens) -> tuple[dict[str, Losses], None, dict[str, Any]]:
-    """N-grams of the tokens that a model with this cell's seed reads."""
+    """N-grams of the tokens that a model with this cell's seed reads, of the first where these are very many."""
     run = Run.of_cell(cell)
-    seen = run.batches(trained.train.ids).seen(run.steps)
+    seen = run.batches(trained.train.ids).seen(run.steps, MOST_COUNTED)
     ngrams = count(seen, trained.header.vocab_size, ORDERS[cell.system])
     return {"windows": ngrams.losses}, None, {"metrics": {"tokens": len(seen)}, "notes": {}}
-
-
-class Teller:
-    """Sends how far a run is, now and then."""
-
-    def __init__(self, run: Run, send: Send) -> None:
-        self._run, self._send, self._quiet_s = run, send, TOLD_S
-
-    def __call__(self, step: int, loss: float, seconds: float) -> None:
-        self._quiet_s += seconds
-        if self._quiet_s >= TOLD_S or step == self._run.steps:
-            self._send({"made": {"step": step, "steps": self._run.steps, "loss": loss}})
-            self._quiet_s = 0.0
 
 
 def excerpts(split: Split, most: int, tokenizer: Tokenizer) -> Documents:

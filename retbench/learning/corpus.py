@@ -25,7 +25,7 @@ class Corpus:
     """Documents that can be read again and again, one in memory at a time, always in the same order."""
 
     name: str  # as typed
-    identity: str  # a hash that changes with the documents, known without reading them
+    identity: str  # a hash of what is known without reading: names, sizes and times of files; of the hub, the name
     read: Callable[[], Iterator[str]]
 
     def documents(self, held_out: bool) -> Iterator[str]:
@@ -192,7 +192,7 @@ def _hub_texts(datasets: Any, name: str, source: HubSource) -> Iterator[str]:
         rows = datasets.load_dataset(source.path, split=source.split, streaming=True, **files)
         for row in islice(rows, source.documents):
             yield _field(row, name, source.field)
-    except (OSError, ValueError) as error:  # offline, no such dataset, or none of plain data
+    except (OSError, ValueError, RuntimeError) as error:  # offline, no such dataset, or a script that loads it
         raise UsageError(f"corpus {name} cannot be read: {' '.join(str(error).split())}") from error
 
 

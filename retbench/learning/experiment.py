@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from models.catalogue import paper_systems
-from retbench import options
+from retbench import options, ranks
 from retbench.devices import find_device
 from retbench.errors import UsageError
 from retbench.learning.presets import Preset, find_preset, presets
@@ -18,7 +18,7 @@ from retbench.learning.vocabulary import promised_size
 from retbench.quantities import parse_counts, parse_duration
 from retbench.record import Record
 from retbench.registry import choose
-from retbench.spec import Cell, Dtype, Training
+from retbench.spec import Cell, Training
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from retbench.session import Report
 
 MOST_SEEDS = 100
+PLAN_FOR = {"cpu": "cpu", "cuda": "a100-80gb"}  # by device, where a dry run has no specification of its preset's
 
-PresetName = Annotated[str, typer.Option("--preset", help=f"auto (cpu without a GPU), {', '.join(presets())}.")]
+PresetName = Annotated[str, typer.Option("--preset", help=f"auto (by the device), {', '.join(presets())}.")]
 Seeds = Annotated[
     int | None,
     typer.Option(help="Runs of each system, with seeds 0, 1, ...; default: the preset's.", min=1, max=MOST_SEEDS),
@@ -65,8 +66,9 @@ class Asked:
 
     def setting(self) -> tuple[Preset, list[str], int]:
         """The preset with all that was typed, the systems with the n-grams before them, and how many seeds."""
+        ranks.check_alone()
         options.check_format(self.output_format)
-        preset = find_preset(self.preset)
+        preset = find_preset(self.preset, self.device)
         systems = choose(self.systems, paper_systems(), "system")
         seeds = self.seeds or preset.seeds
         if self.tokens and self.budget:
@@ -74,10 +76,10 @@ class Asked:
         if self.corpora:
             preset = replace(preset, corpus=self.corpora[0], others=tuple(self.corpora[1:]))
         preset = replace(preset, others=tuple(name for name in preset.others if name != preset.corpus))
-        if self.device != "auto":
-            preset = replace(preset, device=find_device(self.device).name)
+        if self.device != "auto" and (name := find_device(self.device).name) != preset.device:
+            preset = replace(preset, device=name, plan_for=PLAN_FOR[name])
         if self.dtype != "auto":
-            preset = replace(preset, dtype=trainable(options.check_dtype(self.dtype)))
+            preset = replace(preset, dtype=options.trainable(options.check_dtype(self.dtype)))
         if self.tokens:
             preset = replace(preset, tokens=max(parse_counts(self.tokens, "--tokens")))
         if self.budget:
@@ -85,16 +87,17 @@ class Asked:
         return preset, [*ORDERS, *systems], seeds
 
 
-def trainable(dtype: Dtype) -> Dtype:
-    """The dtype, if models are trained in it."""
-    if dtype == "fp16":
-        raise UsageError("--dtype fp16 would need scaled losses; dtypes of training are auto, fp32, bf16")
-    return dtype
-
-
 def run(experiment: str, asked: Asked, report: "Report") -> None:
-    """Trains what is not trained yet and shows everything; a dry run shows what a step of each system needs."""
+    """Trains what is not trained yet and shows everything; a dry run shows what a step of each system needs.
+
+    Raises UsageError for a preset of several sizes: in one table of systems only the last would be seen.
+    """
     preset, systems, seeds = asked.setting()
+    if len(preset.sizes) > 1 and not asked.dry_run:
+        sizes = ", ".join(preset.sizes)
+        raise UsageError(
+            f"preset {preset.name} has the sizes {sizes}, and {experiment} shows one: retbench scaling trains several"
+        )
     run_cells(experiment, preset.cells(systems, seeds), preset, asked, report)
 
 

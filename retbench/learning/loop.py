@@ -27,7 +27,7 @@ from retbench.learning.batches import Batches
 from retbench.learning.ngrams import count
 from retbench.learning.perplexity import Losses, Score, score, sliding
 from retbench.learning.progress import TrainingProgress
-from retbench.learning.run import METRICS, ORDERS, REQUEST, RESULT, Run, keep_metrics, keep_result, said
+from retbench.learning.run import METRICS, ORDERS, REQUEST, RESULT, Run, claimed, keep_metrics, keep_result, said
 from retbench.learning.run import checkpoints as made_checkpoints
 from retbench.learning.token_files import Tokens, open_tokens
 from retbench.measure import TORCH_DTYPES
@@ -170,7 +170,7 @@ class Loop:
     def _held_out(self, model: "LanguageModel") -> dict[str, Any]:
         """The score of held-out documents in windows of the trained length, the same for every system.
 
-        Beside it stand n-grams counted in the whole training split, on the same documents.
+        Beside it stand n-grams on the same documents, counted in the training split or, if it is large, its start.
         """
         header = self.tokens.header
 
@@ -205,14 +205,17 @@ def _check(step: int, loss: float, norm: float, vocab_size: int) -> None:
 
 
 def train(folder: Path) -> dict[str, Any]:
-    """Makes or continues the run of a folder and writes its result, whatever becomes of it but a kill."""
+    """Makes or continues the run of a folder and writes its result, whatever becomes of it but a kill.
+
+    Raises UsageError where another process is at it: two would write the same files.
+    """
     loop = Loop.open(folder)
     torch.set_num_threads(loop.run.threads)
     torch.set_default_dtype(TORCH_DTYPES[loop.run.dtype])
-    (folder / RESULT).unlink(missing_ok=True)
     interrupt = Interrupt()
     result: dict[str, Any]
-    with TrainingProgress(loop.run, Console(stderr=True)) as progress, interrupt.heeded():
+    with claimed(folder), TrainingProgress(loop.run, Console(stderr=True)) as progress, interrupt.heeded():
+        (folder / RESULT).unlink(missing_ok=True)
         try:
             with torch.device(loop.run.device):
                 result = loop.result(*loop.train(progress.made, interrupt))
@@ -222,7 +225,7 @@ def train(folder: Path) -> dict[str, Any]:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is becomes the status of the run
             result = dict(failure(error))
-    return keep_result(folder, loop.request, result)
+        return keep_result(folder, loop.request, result)
 
 
 def main(folder: Path) -> int:

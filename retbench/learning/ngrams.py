@@ -10,9 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from retbench.learning.run import MOST_COUNTED
 from retbench.learning.token_files import Ids
-
-MOST_TOKENS = 2**23  # counted, from the start of the training split: a gigabyte of memory while they are
 
 Integers = npt.NDArray[np.int64]
 
@@ -58,8 +57,8 @@ class NGrams:
 
 
 def count(ids: Ids, vocab_size: int, order: int) -> NGrams:
-    """Counts the n-grams of lengths 1 to ``order`` in ids (N,), ends of texts among them."""
-    tokens = ids[:MOST_TOKENS].astype(np.int64)
+    """Counts the n-grams of lengths 1 to ``order`` in the first MOST_COUNTED of ids (N,), ends of texts among them."""
+    tokens = ids[:MOST_COUNTED].astype(np.int64)
     contexts, n_contexts = np.zeros_like(tokens), 1
     levels = []
     for _ in range(min(order, len(tokens))):

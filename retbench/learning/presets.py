@@ -101,16 +101,8 @@ class Preset:
         if not self.tokens_per_s:
             raise UsageError(f"preset {self.name} states no speeds that a budget could be shared out by: give --tokens")
         trained = [system for system in systems if system not in ORDERS]
-        a_token_s = sum(1 / self._speed(system, size) for size in self.sizes for system in trained)
-        scoring_s = len(trained) * len(self.sizes) * self.scoring_s
-        needed_s = (scoring_s + self.step_tokens * a_token_s) * seeds / SIDE_BY_SIDE
-        if budget_s < needed_s:
-            raise UsageError(
-                f"--budget {format_duration(budget_s)} is too small: one step of {len(trained)} systems with {seeds} "
-                f"seed{'s' * (seeds > 1)} and their scoring take about {format_duration(needed_s)}"
-            )
-        tokens = (SIDE_BY_SIDE * budget_s / seeds - scoring_s) / a_token_s
-        return replace(self, tokens=int(tokens) // self.step_tokens * self.step_tokens)
+        speeds = [self._speed(system, size) for size in self.sizes for system in trained]
+        return replace(self, tokens=tokens_within(budget_s, speeds, seeds, self.step_tokens, self.scoring_s))
 
     def _speed(self, system: str, size: str) -> float:
         """Tokens a second; without a stated one the slowest that is stated."""
@@ -118,15 +110,31 @@ class Preset:
         return next(filter(None, stated), min(self.tokens_per_s.values()))
 
 
+def tokens_within(budget_s: float, speeds: Sequence[float], seeds: int, step_tokens: int, beside_s: float) -> int:
+    """The tokens of a run, in whole steps, if one at each speed (tokens/s) and seed take so long together.
+
+    Each takes ``beside_s`` beside its steps. Raises UsageError where there is no time for a step.
+    """
+    a_token_s = sum(1 / speed for speed in speeds)
+    needed_s = (len(speeds) * beside_s + step_tokens * a_token_s) * seeds / SIDE_BY_SIDE
+    if budget_s < needed_s:
+        raise UsageError(
+            f"--budget {format_duration(budget_s)} is too small: the start, a step and the scoring of all runs "
+            f"({len(speeds) * seeds}) take about {format_duration(needed_s)}"
+        )
+    tokens = (SIDE_BY_SIDE * budget_s / seeds - len(speeds) * beside_s) / a_token_s
+    return int(tokens) // step_tokens * step_tokens
+
+
 def presets() -> list[str]:
     """The names of the presets that have a file here."""
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
-def find_preset(name: str) -> Preset:
-    """The preset of that name; ``auto`` is paper-200m where there is a GPU, else cpu. UsageError for another."""
+def find_preset(name: str, device: str = "auto") -> Preset:
+    """The preset of that name; ``auto`` is cpu on the CPU, paper-200m on another device. UsageError for another."""
     if name == "auto":
-        name = "cpu" if find_device("auto").name == "cpu" else "paper-200m"
+        name = "cpu" if find_device(device).name == "cpu" else "paper-200m"
     found = choose(name, presets(), "preset")
     if len(found) > 1:
         raise UsageError(f"an experiment has one preset, not {', '.join(found)}")

@@ -13,9 +13,10 @@ from typing import Any
 
 from rich.console import Console
 
+from retbench.errors import UsageError
 from retbench.isolate import Outcome
 from retbench.learning.progress import TrainingProgress
-from retbench.learning.run import REQUEST, RESULT, Run, keep_result, read_result, said
+from retbench.learning.run import REQUEST, RESULT, Run, claimed, keep_result, read_result, said
 from retbench.ranks import RUN_LASTS, Group, is_follower
 
 TERMINATED = "ended by SIGTERM, which torchrun sends where the process of another rank has died"
@@ -57,6 +58,9 @@ def main(folder: Path) -> int:
         if not is_follower():
             return said(folder, _lead(group, folder))
         group.follow()
+    except UsageError as error:
+        print(f"retbench: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         if not is_follower():
             print("retbench: interrupted; --resume goes on from the last checkpoint", file=sys.stderr)
@@ -74,7 +78,7 @@ def _lead(group: Group, folder: Path) -> dict[str, Any]:
         if "made" in message:
             progress.made(*message["made"])
 
-    with TrainingProgress(run, Console(stderr=True)) as progress, group.lead(told) as execute:
+    with TrainingProgress(run, Console(stderr=True)) as progress, group.lead(told) as execute, claimed(folder):
         found = read_result(folder)
         if found.get("status") == "ok":
             return found
@@ -84,10 +88,10 @@ def _lead(group: Group, folder: Path) -> dict[str, Any]:
             outcome = execute(errand, run.rank_threads, RUN_LASTS.total_seconds(), sys.executable)
         except TerminatedError:
             outcome = Outcome("killed", TERMINATED, [])
-    if outcome.status != "ok":
-        return keep_result(folder, request, {"status": outcome.status, "reason": outcome.reason})
-    (result,) = (message["result"] for message in outcome.messages if "result" in message)
-    return keep_result(folder, request, result)
+        if outcome.status != "ok":
+            return keep_result(folder, request, {"status": outcome.status, "reason": outcome.reason})
+        (result,) = (message["result"] for message in outcome.messages if "result" in message)
+        return keep_result(folder, request, result)
 
 
 def _terminate(number: int, frame: object) -> None:

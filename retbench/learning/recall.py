@@ -7,7 +7,7 @@ between its queries. Everything is generated from seeds.
 # B sequences, P pairs, V vocabulary
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,6 +18,8 @@ from models import build
 from models.language_model import LanguageModel
 from retbench.devices import find_device
 from retbench.learning.loop import CLIP, DivergedError
+from retbench.learning.run import rate_at
+from retbench.learning.telling import Send, Teller, curve
 from retbench.measure import TORCH_DTYPES
 from retbench.measure.optimizer import MasterAdamW
 from retbench.spec import Cell, Recall
@@ -26,10 +28,6 @@ from retbench.timing import Stopwatch, rate
 TEST_SEED = 2**31  # beside all training seeds: every model is asked the same
 TEST_QUERIES, TOGETHER = 2**13, 2**10  # of each number of pairs; of a forward pass
 CURRICULUM = 0.6  # of the steps: after it all numbers of pairs are read
-STRETCHES = 64  # of a run, whose mean losses are kept
-TOLD_S = 1.0  # between two messages on how far it is
-
-Send = Callable[[dict[str, Any]], None]
 
 
 def sequences(pairs: int, count: int, vocab_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -72,7 +70,7 @@ def accuracy(model: LanguageModel, pairs: int) -> float:
 def learning_rate_at(step: int, setting: Recall) -> float:
     """Rises over the warm-up, then falls to nothing as a line."""
     warm_up = int(setting.warm_up_share * setting.steps)
-    return setting.learning_rate * min((step + 1) / (warm_up + 1), (setting.steps - step) / (setting.steps - warm_up))
+    return rate_at(step, setting.learning_rate, warm_up, setting.steps, "linear")
 
 
 def pairs_at(step: int, setting: Recall) -> int:
@@ -100,12 +98,11 @@ def recall(request: dict[str, Any], send: Send) -> Iterator[dict[str, Any]]:
         found = {pairs: accuracy(model, pairs) for pairs in cell.recall.pairs}
         state = model.init_state(1, cell.seq_len)
     tokens = cell.recall.steps * cell.recall.step_tokens
-    per = max(1, len(losses) // STRETCHES)
-    curve = [(at + per, sum(losses[at : at + per]) / len(losses[at : at + per])) for at in range(0, len(losses), per)]
+    points = curve(losses, cell.recall.step_tokens)
     yield {
         "metrics": {
             **{f"accuracy_at_{pairs}": share for pairs, share in found.items()},
-            "train_loss": curve[-1][1],
+            "train_loss": points[-1][1],
             "steps": len(losses),
             "tokens": tokens,
             "train_s": train_s,
@@ -113,21 +110,18 @@ def recall(request: dict[str, Any], send: Send) -> Iterator[dict[str, Any]]:
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "state_bytes": state.nbytes,
         },
-        "notes": {"curve": curve, "test_queries": TEST_QUERIES},
+        "notes": {"curve": points, "test_queries": TEST_QUERIES},
     }
 
 
 def _train(model: LanguageModel, cell: Cell, setting: Recall, send: Send) -> tuple[list[float], float]:
     """The losses of all steps and the seconds that they took."""
     stopwatch = Stopwatch(find_device(cell.device))
-    losses, quiet_s = [], TOLD_S
+    losses, told = [], Teller(setting.steps, send)
     for loss in _losses(model, cell, setting):
         losses.append(loss)
         stopwatch.lap()
-        quiet_s += stopwatch.laps_s[-1]
-        if quiet_s >= TOLD_S:
-            send({"made": {"step": len(losses), "steps": setting.steps, "loss": loss}})
-            quiet_s = 0.0
+        told(len(losses), loss, stopwatch.laps_s[-1])
     return losses, sum(stopwatch.laps_s)
 
 

@@ -3,13 +3,20 @@
 import json
 import math
 import os
+import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from retbench.environment import NOT_IDENTIFYING
+from retbench.errors import UsageError
 from retbench.spec import Cell, Checkpointing, Dtype, Loss, Schedule, Training
+
+if sys.platform != "win32":
+    import fcntl
 
 if TYPE_CHECKING:
     from retbench.learning.batches import Batches
@@ -17,7 +24,9 @@ if TYPE_CHECKING:
     from retbench.learning.vocabulary import Vocabulary
 
 ORDERS = {"unigram": 1, "5-gram": 5}  # n-grams that a model must beat before its loss means anything
+MOST_COUNTED = 2**23  # tokens that these are counted in: a gigabyte of memory meanwhile
 REQUEST, METRICS, RESULT = "run.json", "metrics.jsonl", "result.json"  # in the folder of a run
+LOCK = ".lock"  # there, held by the process that trains
 CHECKPOINT = "step-"  # and the steps made
 SHARING = ("data_parallel", "fsdp")  # fields that may change when a run goes on
 SAVES, MOST_UNSAVED = 10, 500  # checkpoints of a run that a cell asks for, and the steps between two at most
@@ -116,17 +125,53 @@ class Run:
         )
 
     def learning_rate_at(self, step: int) -> float:
-        """Rises over the first ``warm_up`` steps, then falls to nothing, as a line or as half a cosine."""
-        if step < self.warm_up:
-            return self.learning_rate * (step + 1) / (self.warm_up + 1)
-        left = (self.steps - step) / (self.steps - self.warm_up)
-        return self.learning_rate * (left if self.schedule == "linear" else (1 - math.cos(math.pi * left)) / 2)
+        return rate_at(step, self.learning_rate, self.warm_up, self.steps, self.schedule)
 
     def differences(self, other: Self) -> str:
         """The fields that differ, in words, but for ``SHARING``: ``seed 0, not 1``."""
         pairs = zip(asdict(self).items(), asdict(other).values(), strict=True)
         found = [(name, mine, theirs) for (name, mine), theirs in pairs if mine != theirs and name not in SHARING]
         return ", ".join(f"{name} {mine}, not {theirs}" for name, mine, theirs in found)
+
+
+def rate_at(step: int, highest: float, warm_up: int, steps: int, schedule: Schedule) -> float:
+    """The learning rate: rises over the first ``warm_up`` steps, then falls to nothing, as a line or half a cosine."""
+    if step < warm_up:
+        return highest * (step + 1) / (warm_up + 1)
+    left = (steps - step) / (steps - warm_up)
+    return highest * (left if schedule == "linear" else (1 - math.cos(math.pi * left)) / 2)
+
+
+class TakenError(UsageError):
+    """Another process is training the run of a folder."""
+
+
+@contextmanager
+def claimed(folder: Path, waits: Callable[[], None] | None = None) -> Iterator[None]:
+    """The folder of a run, for this process alone until it leaves or ends, however it does.
+
+    Where another process has it: TakenError or, with ``waits``, which is told so, as soon as that one has done.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("ab") as file:
+        if sys.platform != "win32":
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                if waits is None:
+                    raise TakenError(f"{folder}: another process is training this run") from error
+                waits()
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def clear(folder: Path) -> None:
+    """Deletes the run of a folder that is claimed; the lock stays, since others may wait for it."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -152,7 +197,10 @@ def lay_out(
     environment: Mapping[str, Any],
     stored: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes what the loop reads to the folder of a run; what was ``stored`` there stays, but for where tokens are."""
+    """Writes what the loop reads to the folder of a run; what was ``stored`` there stays, but for where tokens are.
+
+    A run that goes on under another environment keeps this one beside the first.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary.save(folder)
     request = {
@@ -162,7 +210,22 @@ def lay_out(
         "vocab_size": tokens.header.vocab_size,
         "environment": environment,
     }
-    write_json(folder / REQUEST, {**(stored or request), "run": asdict(run), "tokens": str(tokens.folder.resolve())})
+    kept = dict(stored or request)
+    if changes(last_environment(kept), environment):
+        kept["later_environments"] = [*kept.get("later_environments", []), environment]
+    write_json(folder / REQUEST, {**kept, "run": asdict(run), "tokens": str(tokens.folder.resolve())})
+
+
+def last_environment(stored: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Of a run's, the one that it was last started under."""
+    found: Mapping[str, Any] = [stored["environment"], *stored.get("later_environments", [])][-1]
+    return found
+
+
+def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """What of two environments differs that may change losses: hardware, versions, variables, code."""
+    free = {*NOT_IDENTIFYING, "fingerprint"} - {"code"}
+    return [name for name in after if name not in free and before.get(name) != after[name]]
 
 
 def read_metrics(folder: Path) -> Iterator[dict[str, Any]]:
@@ -186,12 +249,12 @@ def keep_metrics(folder: Path, steps: int) -> None:
 
 
 def read_result(folder: Path) -> dict[str, Any]:
-    """How the run of a folder ended and what it gave; empty where it has not ended."""
+    """How the run of a folder ended and what it gave; empty where it has not, or where that is damaged: it goes on."""
     try:
-        found: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        found = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
         return {}
-    return found
+    return found if isinstance(found, dict) else {}
 
 
 def keep_result(folder: Path, request: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,10 +1,10 @@
 """A suite of learning cells: each a system trained from scratch in a child of its own, scored, one record each.
 
 A cell's folder below runs/ is named after all that decides its losses. A child that died is started again by the same
-command and goes on from its last checkpoint; another experiment with the same cell finds it trained.
+command and goes on from its last checkpoint; another experiment with the same cell finds it trained. Where it is being
+trained, by a command in another terminal, the child waits for that.
 """
 
-import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ from retbench.errors import UsageError
 from retbench.isolate import Outcome, run_worker
 from retbench.learning.material import Material
 from retbench.learning.progress import SuiteProgress
-from retbench.learning.run import Run, lay_out
+from retbench.learning.run import Run, TakenError, claimed, clear, lay_out
 from retbench.record import Record
 from retbench.spec import Cell
 from retbench.store import Store, latest, results_path
@@ -86,15 +86,21 @@ class Suite:
                     raise event
                 elif "made" in event:
                     progress.made(cell, **event["made"])
+                elif "waits" in event:
+                    progress.line(f"{cell.label}: waiting for another process, which is training this run")
         return [records[cell] for cell in self.cells]
 
     def _prepare(self, cell: Cell, material: Material, fresh: bool) -> None:
         """Writes what the cell's child reads; raises UsageError where that is not possible."""
         folder = self.folder(cell)
         try:
+            with claimed(folder):
+                if fresh:
+                    clear(folder)
+                lay_out(Run.of_cell(cell), folder, material.vocabulary, material.trained, self.environment)
+        except TakenError:  # who has it has written the same there
             if fresh:
-                shutil.rmtree(folder, ignore_errors=True)
-            lay_out(Run.of_cell(cell), folder, material.vocabulary, material.trained, self.environment)
+                raise
         except OSError as error:
             raise UsageError(f"{error.filename or folder}: {error.strerror or error}") from error
 

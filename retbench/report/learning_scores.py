@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from retbench.learning.run import ORDERS
+from retbench.learning.run import MOST_COUNTED, ORDERS
 from retbench.record import Record
 from retbench.report.trained import longest_setting
 from retbench.spec import Learning
@@ -99,5 +99,6 @@ def baseline_words(records: Sequence[Record]) -> tuple[str, ...]:
         elif excess:
             notes.append(f"all systems are below the {name} in domain")
     if notes:
-        notes.append("n-grams: of the tokens that the models of a seed read, interpolated after Witten and Bell")
+        some = f", {MOST_COUNTED:,} at most" if learning_of(records[0]).tokens > MOST_COUNTED else ""
+        notes.append(f"n-grams: of the tokens that the models of a seed read{some}, interpolated after Witten and Bell")
     return tuple(notes)

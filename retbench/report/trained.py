@@ -10,14 +10,16 @@ from retbench.spec import Cell
 def longest_setting(records: Sequence[Record], blurred: Callable[[Cell], Cell] = lambda cell: cell) -> list[Record]:
     """The last record of each system, size and seed in the one setting of most tokens, the later one of equals.
 
+    A setting in which no run has come to its end stands behind all others: a longer try that failed replaces no table.
     ``records`` are of cells with ``learning`` or ``recall``. A setting is the machine and all of the cell but system,
     seed and l_max, after ``blurred`` has taken out of it what may differ besides.
     """
     settings = [(replace(blurred(one.cell), system="", seed=0, l_max=None), one.machine) for one in records]
-    tokens = {setting: (_tokens(one.cell), at) for at, (setting, one) in enumerate(zip(settings, records, strict=True))}
-    if not tokens:
+    if not settings:
         return []
-    chosen = max(tokens, key=tokens.__getitem__)
+    done = {setting for setting, one in zip(settings, records, strict=True) if one.status == "ok"}
+    places = {setting: at for at, setting in enumerate(settings)}
+    chosen = max(places, key=lambda setting: (setting in done, _tokens(setting[0]), places[setting]))
     found = {
         (one.cell.system, one.cell.size, one.cell.seed): one
         for setting, one in zip(settings, records, strict=True)

@@ -6,10 +6,13 @@ import signal
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from retbench import cli
+from retbench.learning import experiment
+from retbench.learning.presets import find_preset
 from retbench.learning.run import read_metrics
 from retbench.spec import Cell
 from tests.experiments.conftest import run, started, stored
@@ -40,6 +43,9 @@ def retbench(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:
     [
         (["--preset", "gpu"], "unknown preset 'gpu'; did you mean 'cpu'? presets are cpu, paper"),
         (["--systems", "retnt"], "unknown system 'retnt'; did you mean 'retnet'?"),
+        (["--preset", "scaling-cpu"], "has the sizes nano, tiny, micro, mini, and perplexity shows one"),
+        (["--context", "1k"], "--context and --windows belong to --checkpoint"),
+        (["--windows"], "--context and --windows belong to --checkpoint"),
         (["--seeds", "0"], "Invalid value for '--seeds'"),
         (["--tokens", "0"], "out of range"),
         (["--budget", "1s"], "--budget 1s is too small"),
@@ -61,6 +67,20 @@ def test_bad_input_is_one_line(
     assert lines[-1].startswith("retbench: ")
     assert words in lines[-1]
     assert not (here / "runs").exists()
+
+
+@pytest.mark.parametrize("verb", ["perplexity", "ablation", "scaling", "recall"])
+def test_processes_that_torchrun_has_started_do_not_all_train(
+    verb: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    status = retbench(monkeypatch, verb)
+
+    assert status == 2
+    assert capsys.readouterr().err == (
+        "retbench: torchrun has started 2 processes, and this command is one: start it without\n"
+    )
 
 
 def test_options_of_training_do_not_go_with_checkpoints(
@@ -102,6 +122,19 @@ def test_a_dry_run_plans_a_step_of_every_system(
     assert [row["system"] for row in plan["rows"]][:2] == ["retnet", "retnet-no-gate"]
     assert [row["fits"] for row in plan["rows"]] == ["yes"] * 5 + ["no"]  # of 80 GB, which are 74.5 GiB
     assert "grad_accumulation=2, loss='chunked'" in plan["footnotes"][-1]
+
+
+def test_another_device_than_the_presets_is_planned_for_as_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("retbench.learning.experiment.find_device", lambda name: SimpleNamespace(name=name))
+
+    def setting(preset: str, device: str) -> tuple[str, str]:
+        asked = experiment.Asked("retnet", preset, None, "", "", None, "auto", device, 0, Path(), False, True, "table")
+        found, _, _ = asked.setting()
+        return found.device, found.plan_for
+
+    assert setting("cpu", "cuda") == ("cuda", "a100-80gb")
+    assert setting("paper", "cpu") == ("cpu", "cpu")
+    assert setting("paper", "cuda") == ("cuda", find_preset("paper").plan_for)
 
 
 @pytest.mark.slow

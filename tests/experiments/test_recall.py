@@ -1,6 +1,8 @@
 """retbench recall: what it refuses, and a short run whose records are found again."""
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,7 +17,7 @@ SHORT = ("recall", "--size", "nano", "--systems", "retnet,transformer-flash", "-
     [
         (("--pairs", "4,256"), "--pairs 256 is too many: there are 64 keys"),
         (("--tokens", "64k", "--budget", "3m"), "--tokens and --budget both set the tokens"),
-        (("--budget", "1s"), "--budget 1s is too small for a step of every system and seed"),
+        (("--budget", "1s"), "--budget 1s is too small: the start, a step and the scoring of all runs (2) take about"),
         (("--dtype", "fp16"), "dtypes of training are auto, fp32, bf16"),
         (("--systems", "retnt"), "did you mean 'retnet'?"),
     ],
@@ -34,6 +36,19 @@ def test_bad_input_is_one_line(
     assert status == 2
     assert message in line
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("device", "planned"), [("cpu", "two cores"), ("cuda", "A100")])
+def test_a_dry_run_plans_for_the_device_that_is_asked_for(
+    device: str, planned: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("experiments.recall.find_device", lambda name: SimpleNamespace(name=name))
+    monkeypatch.setattr("retbench.plan.predict", lambda cells: ([{"peak_memory_bytes": 1} for _ in cells], []))
+    status = retbench(monkeypatch, *SHORT, "--device", device, "--dry-run", "--format", "json")
+    (note,) = (note for note in json.loads(capsys.readouterr().out)["plan"]["footnotes"] if "planned for" in note)
+
+    assert status in (0, None)
+    assert planned in note
 
 
 @pytest.mark.slow

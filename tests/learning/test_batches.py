@@ -53,7 +53,15 @@ def test_what_was_seen_is_what_the_steps_read(
     batches = Batches(np.arange(total, dtype=np.uint16), seq_len, batch_size, 3, distinct)
     inputs = np.concatenate([batches.at(step)[:, :-1].ravel() for step in range(steps)])
 
-    assert [*batches.seen(steps)] == sorted(set(inputs))
+    assert [*batches.seen(steps, most=total)] == sorted(set(inputs))
+
+
+def test_of_many_tokens_that_were_seen_those_of_the_first_sequences_are_taken() -> None:
+    batches = Batches(np.arange(10_001, dtype=np.uint16), 10, 4, seed=0)
+    first = np.concatenate([batches.at(step)[:, :-1].ravel() for step in range(2)])[:70]
+
+    assert [*batches.seen(1000, most=79)] == sorted(first)
+    assert len(batches.seen(1000, most=1)) == 10
 
 
 def test_distinct_sequences_are_read_again_in_another_order_and_come_from_everywhere() -> None:

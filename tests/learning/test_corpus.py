@@ -83,6 +83,8 @@ def test_a_dataset_of_the_hub_is_streamed(monkeypatch: pytest.MonkeyPatch) -> No
     def load_dataset(name: str, split: str, streaming: bool) -> list[dict[str, str]]:
         if name == "offline":
             raise ConnectionError("no network\nat all")
+        if name == "script":
+            raise RuntimeError("Dataset scripts are no longer supported, but found script.py")
         return [{"text": "a"}, {"text": "b"}] if streaming else []
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
@@ -90,6 +92,8 @@ def test_a_dataset_of_the_hub_is_streamed(monkeypatch: pytest.MonkeyPatch) -> No
     assert [*find_corpus("hub:some/books").read()] == ["a", "b"]
     with pytest.raises(UsageError, match=r"^corpus hub:offline cannot be read: no network at all$"):
         list(find_corpus("hub:offline").read())
+    with pytest.raises(UsageError, match=r"^corpus hub:script cannot be read: Dataset scripts are no longer supported"):
+        list(find_corpus("hub:script").read())
 
 
 @pytest.mark.parametrize("name", hub_sources())

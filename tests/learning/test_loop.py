@@ -9,22 +9,27 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 
 from models import linear
 from models.checkpoint import load_checkpoint
+from models.language_model import LanguageModel
 from retbench import train as command
+from retbench import worker
 from retbench.environment import ROOT
+from retbench.errors import UsageError
+from retbench.evaluate import child as evaluate
 from retbench.isolate import variables_of
 from retbench.learning import checkpoints as saved
 from retbench.learning.corpus import Corpus
 from retbench.learning.loop import main, train
 from retbench.learning.progress import TrainingProgress
-from retbench.learning.run import METRICS, RESULT, Run, checkpoints, read_metrics
+from retbench.learning.run import METRICS, RESULT, Run, checkpoints, claimed, read_metrics
 from retbench.measure.train_step import Trainer
+from retbench.options import Grid
 from tests.learning.test_run import RUN
 
 pytestmark = pytest.mark.usefixtures("one_thread", "own_decisions")
@@ -154,6 +159,43 @@ def test_a_kill_while_a_checkpoint_is_written_costs_no_more_than_the_steps_since
     train(parts)
     assert_equal_runs(whole, parts)
     assert not (parts / ".saving-8").exists()
+
+
+def test_a_run_that_another_process_is_training_is_left_alone(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    command.prepare(run, folder, resume=False)
+    (folder / RESULT).write_text("the other's")
+    with claimed(folder):
+        status = main(folder)
+        with pytest.raises(UsageError, match="another process is training this run"):
+            command.prepare(run, folder, resume=True)
+
+    assert status == 2
+    assert f"retbench: {folder}: another process is training this run" in capsys.readouterr().err
+    assert (folder / RESULT).read_text() == "the other's"
+    assert checkpoints(folder) == []
+
+
+def test_a_checkpoint_is_measured_and_evaluated_by_other_commands(run: Run, tmp_path: Path) -> None:
+    command.prepare(replace(run, tokens=64), tmp_path / "run", resume=False)
+    train(tmp_path / "run")
+    made = checkpoints(tmp_path / "run")[-1]
+    grid = Grid("16", "1", "none", "auto", "fp32", "cpu", 1, "", 0, checkpoints=(str(made),))
+    _, (cell,) = grid.cells("decode")
+    asked = {"checkpoint": str(made), "dtype": "fp32", "device": "cpu", "threads": 1}
+    model, found = cast(LanguageModel, worker._model(cell)), evaluate._prepared(asked)
+    model.decode_backend = "torch"
+    tokens = torch.tensor([list(b"the state")])
+    state = model.prefill(tokens[:, :-1], model.init_state(1, 16))[1]
+    logits, _ = model.step(tokens[:, -1], state)
+
+    assert cell.system == "retnet:run/step-00000001"
+    assert torch.allclose(logits, model(tokens)[:, -1], atol=1e-4)
+    assert isinstance(found, tuple), found
+    assert found[1].encode("the state") == tokens[0].tolist()
+    assert torch.equal(found[0](tokens), model(tokens))
 
 
 def test_old_checkpoints_are_deleted(run: Run, tmp_path: Path) -> None:

@@ -92,6 +92,17 @@ def test_bad_input_is_one_line(
     assert words in capsys.readouterr().err
 
 
+def test_a_context_beyond_what_a_model_reads_is_one_line(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_checkpoint(build("hyena", "tiny", vocab_size=256, l_max=64), "hyena")
+    status = perplexity(monkeypatch, "--checkpoint", "hyena", "--corpus", corpus.name, "--context", "65")
+    (line,) = capsys.readouterr().err.splitlines()
+
+    assert status == 2
+    assert line.startswith("retbench: --context 65 is not possible: hyena reads at most l_max = 64 tokens, not 65")
+
+
 def test_a_tokenizer_that_is_too_large_is_refused(
     corpus: Corpus, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

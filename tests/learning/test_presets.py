@@ -1,6 +1,7 @@
 """Presets: every file is one, its cells are matched, and a budget gives the same tokens to all whenever it is asked."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -81,7 +82,7 @@ def test_a_system_without_a_stated_speed_counts_as_the_slowest() -> None:
 @pytest.mark.parametrize(
     ("preset", "budget_s", "words"),
     [
-        (TIMED, 1.0, "--budget 1s is too small: one step of 1 systems with 3 seeds and their scoring take about 15"),
+        (TIMED, 1.0, r"--budget 1s is too small: the start, a step and the scoring of all runs \(3\) take about 15"),
         (
             find_preset("paper"),
             1e6,
@@ -92,6 +93,18 @@ def test_a_system_without_a_stated_speed_counts_as_the_slowest() -> None:
 def test_a_budget_that_cannot_be_is_refused(preset: Preset, budget_s: float, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         preset.within(budget_s, ["retnet"], 3)
+
+
+def test_the_preset_follows_the_device_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {"auto": "cuda", "cuda": "cuda", "cpu": "cpu"}  # a machine with a GPU
+    monkeypatch.setattr("retbench.learning.presets.find_device", lambda name: SimpleNamespace(name=asked[name]))
+
+    assert {device: find_preset("auto", device).name for device in asked} == {
+        "auto": "paper-200m",
+        "cuda": "paper-200m",
+        "cpu": "cpu",
+    }
+    assert find_preset("paper", "cpu").name == "paper"
 
 
 def test_unknown_presets_get_help() -> None:

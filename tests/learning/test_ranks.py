@@ -33,9 +33,13 @@ def make(command: list[str]) -> None:
     assert "held-out perplexity" in done.stdout
 
 
+def losses(folder: Path) -> list[float]:
+    return [line["loss"] for line in read_metrics(folder)]
+
+
 def assert_same(folder: Path, alone: Path) -> None:
     """The curves, the scores and the weights are equal but for rounding."""
-    curves = [[line["loss"] for line in read_metrics(each)] for each in (folder, alone)]
+    curves = [losses(each) for each in (folder, alone)]
     weights = [load_checkpoint(checkpoints(each)[-1]).state_dict() for each in (folder, alone)]
     scores = [read_result(each)["held_out"]["loss"] for each in (folder, alone)]
 
@@ -60,12 +64,14 @@ def test_two_ranks_make_the_run_of_one_process_and_one_process_goes_on_where_a_r
         command.wait_for("step 1/40")
         os.kill(worker_of_rank(command.process.pid, 1), signal.SIGKILL)
         status = command.finish()
-    killed = read_result(broken)
+    killed, of_two = read_result(broken), losses(broken)
     make(arguments(*words(corpus, broken, "--resume")))
 
     assert status == 1
     assert "retbench: killed, rank 1: killed by SIGKILL" in command.heard
     assert (killed["status"], killed["reason"]) == ("killed", "rank 1: killed by SIGKILL")
+    assert of_two
+    assert of_two == pytest.approx(losses(alone)[: len(of_two)], abs=1e-5)
     assert read_result(shared)["run"]["data_parallel"] == 2
     assert_same(shared, alone)
     assert_same(broken, alone)

@@ -1,12 +1,26 @@
 """A run on paper: learning rates, what differs, and files that are whole."""
 
 import json
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from retbench.learning.run import METRICS, Run, checkpoints, keep_metrics, read_metrics, write_json
+from retbench.errors import UsageError
+from retbench.learning.run import (
+    LOCK,
+    METRICS,
+    RESULT,
+    Run,
+    checkpoints,
+    claimed,
+    clear,
+    keep_metrics,
+    read_metrics,
+    read_result,
+    write_json,
+)
 
 RUN = Run(
     system="retnet",
@@ -74,6 +88,13 @@ def test_json_is_replaced_as_a_whole(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "b.json"]
 
 
+@pytest.mark.parametrize("text", ["", '{"status": "o', "[]", "\x00\x00"])
+def test_a_result_that_is_damaged_is_none(text: str, tmp_path: Path) -> None:
+    (tmp_path / RESULT).write_text(text)
+
+    assert read_result(tmp_path) == {}
+
+
 def test_metrics_after_a_checkpoint_are_dropped_and_so_is_a_torn_line(tmp_path: Path) -> None:
     assert [*read_metrics(tmp_path)] == []
 
@@ -82,6 +103,42 @@ def test_metrics_after_a_checkpoint_are_dropped_and_so_is_a_torn_line(tmp_path: 
 
     assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3]
     assert (tmp_path / METRICS).read_text().endswith('{"step": 3}\n')
+
+
+def test_a_folder_is_one_process_own_until_it_leaves(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    message = r"run: another process is training this run$"
+    with claimed(folder), pytest.raises(UsageError, match=message), claimed(folder):
+        raise AssertionError("two have it")
+    with claimed(folder):
+        left = [path.name for path in folder.iterdir()]
+
+    assert left == [LOCK]
+
+
+def test_a_folder_that_another_process_has_can_be_waited_for(tmp_path: Path) -> None:
+    told = []
+    with ExitStack() as other:
+        other.enter_context(claimed(tmp_path))
+
+        def waits() -> None:
+            told.append("waits")
+            other.close()
+
+        with claimed(tmp_path, waits):
+            told.append("has it")
+
+    assert told == ["waits", "has it"]
+
+
+def test_a_run_is_cleared_but_for_its_lock(tmp_path: Path) -> None:
+    (tmp_path / "step-00000001").mkdir()
+    (tmp_path / "step-00000001" / "config.json").touch()
+    (tmp_path / METRICS).touch()
+    with claimed(tmp_path):
+        clear(tmp_path)
+
+    assert [path.name for path in tmp_path.iterdir()] == [LOCK]
 
 
 def test_checkpoints_are_in_the_order_of_their_steps(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """A suite of learning cells: trained once, scored, stored, gone on with after a death, shared by experiments."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +12,14 @@ from rich.console import Console
 
 from models.checkpoint import load_checkpoint
 from retbench.devices import find_device
+from retbench.errors import UsageError
 from retbench.isolate import Outcome
-from retbench.learning import child
+from retbench.learning import telling
 from retbench.learning.child import learn
 from retbench.learning.corpus import Corpus
 from retbench.learning.material import Material, bound, read_material
 from retbench.learning.presets import find_preset
-from retbench.learning.run import checkpoints, read_metrics
+from retbench.learning.run import checkpoints, claimed, read_metrics
 from retbench.learning.suite import Suite
 from retbench.spec import Cell
 from tests.learning.conftest import texts, write_jsonl
@@ -99,7 +102,7 @@ def test_every_cell_is_trained_scored_and_stored(material: Material, tmp_path: P
 def test_a_child_that_died_is_a_record_and_goes_on_from_where_it_was(
     material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(child, "TOLD_S", 0.0)
+    monkeypatch.setattr(telling, "TOLD_S", 0.0)
     some = [replace(cells(material, "retnet")[0], seed=3)]
     whole = suite(some, material, tmp_path / "whole").run(SILENT)
     part = suite(some, material, tmp_path / "part", dead).run(SILENT)
@@ -122,6 +125,41 @@ def test_another_experiment_finds_the_same_cell_trained(
 
     assert second[0].metrics["loss"] == first[0].metrics["loss"]
     assert second[0].experiment == "ablation"
+
+
+def test_a_run_that_another_process_is_training_is_waited_for_and_found(
+    material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = cells(material, "retnet")
+    first = suite(some, material, tmp_path)
+    trained = first.run(SILENT)
+    said = StringIO()
+    monkeypatch.setattr("retbench.learning.loop.Loop._step", none)
+    with ExitStack() as other:
+        other.enter_context(claimed(first.folder(some[0])))
+
+        def waits(request: dict[str, Any], threads: int, timeout_s: float, listener: Listener) -> Outcome:
+            def heard(message: dict[str, Any]) -> None:
+                listener(message)
+                if "waits" in message:
+                    other.close()
+
+            return here(request, threads, timeout_s, heard)
+
+        second = suite(some, material, tmp_path, waits, "ablation").run(Console(file=said))
+
+    assert "waiting for another process, which is training this run" in said.getvalue()
+    assert second[0].metrics["loss"] == trained[0].metrics["loss"]
+
+
+def test_a_run_that_another_process_is_training_is_not_made_afresh(material: Material, tmp_path: Path) -> None:
+    made = suite(cells(material, "retnet"), material, tmp_path)
+    folder = made.folder(made.cells[0])
+    with claimed(folder), pytest.raises(UsageError, match="another process is training this run"):
+        (folder / "mark").touch()
+        made.run(SILENT, fresh=True)
+
+    assert (folder / "mark").exists()
 
 
 def test_training_afresh_makes_the_steps_again(material: Material, tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
 """retbench train: what it refuses, and a run whose checkpoint other commands read."""
 
+import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from retbench.train import prepare
 from tests.learning.conftest import texts, write_jsonl
 from tests.learning.test_run import RUN
 
+WITHOUT_DATA = json.dumps({"run": asdict(RUN), "tokenizer": "bytes"})
 SMALL = ["--size", "tiny", "--tokenizer", "bytes", "--seq-len", "16", "--batch-size", "2", "--threads", "1"]
 
 
@@ -56,7 +58,7 @@ def test_a_run_is_made_once_and_read_by_other_commands(
     assert "holds a run: --resume continues it" in capsys.readouterr().err
     assert retbench(monkeypatch, *arguments, "--resume", "--seq-len", "8") == 2
     assert "holds another run, asked for now: seq_len 8, not 16" in capsys.readouterr().err
-    assert find_checkpoint(here / checkpoint).system == "retnet:step-00000005"
+    assert find_checkpoint(here / checkpoint).system == "retnet:retnet-tiny-seed0/step-00000005"
     monkeypatch.delenv("XDG_CACHE_HOME")  # where the native step is compiled already
     speak = ("generate", "--checkpoint", checkpoint, "--prompt", "the", "--max-tokens", "4", "--threads", "1")
     assert retbench(monkeypatch, *speak) in (0, None)
@@ -85,7 +87,27 @@ def test_a_run_whose_data_changed_is_not_continued(
         prepare(run, here / "run", resume=True)
 
 
-@pytest.mark.parametrize("text", ["{", "{}", '{"run": {"depth": 3}}', "[]"])
+def test_a_run_that_goes_on_under_another_environment_says_so_and_keeps_both(
+    here: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = replace(RUN, corpus=corpus.name, tokens=64, seq_len=16)
+    known = {"fingerprint": "f", "torch": "2.5.1", "code": "aaa", "commit": "c", "retbench": "1"}
+    later = {**known, "fingerprint": "g", "torch": "2.6.0", "code": "bbb", "commit": "d"}
+    for environment in (known, {**known, "commit": "x"}, later, later):
+        monkeypatch.setattr("retbench.train.capture", lambda device, threads, found=environment: found)
+        prepare(run, here / "run", resume=True)
+    request = json.loads((here / "run" / "run.json").read_text())
+    said = [line for line in capsys.readouterr().err.splitlines() if "changed" in line]
+
+    assert said == [
+        f"retbench: torch, code changed since {here / 'run'} was last started: its losses need not be bitwise those of "
+        "a run in one piece"
+    ]
+    assert request["environment"] == known
+    assert request["later_environments"] == [later]
+
+
+@pytest.mark.parametrize("text", ["{", "{}", '{"run": {"depth": 3}}', "[]", WITHOUT_DATA])
 def test_a_run_of_another_version_is_not_continued(text: str, here: Path) -> None:
     (here / "run.json").write_text(text)
 
@@ -107,6 +129,9 @@ def test_a_run_of_another_version_is_not_continued(text: str, here: Path) -> Non
         (["--warm-up", "99"], "--warm-up 99 is not possible: the run has 1 steps"),
         (["--corpus", "jsonl:/no/such"], "there is no such file"),
         (["--tokenizer", "words"], "unknown tokenizer 'words'"),
+        (["--system", "hyena", "--seq-len", "64k"], "hyena tiny: hyena reads at most l_max = 32768 tokens, not 65536"),
+        (["--seed", "99999999999999999999"], "Invalid value for '--seed'"),
+        (["--batch-size", "128k"], "--batch-size 131072 is too large: at most 65536"),
         (["--seq-len", "1m"], "a sequence needs 1048577"),
         (["--out", "/dev/null/run"], "/dev/null/run"),
         (["--fsdp"], "--data-parallel must be 2 or more"),

@@ -44,6 +44,12 @@ def runs() -> list[Record]:
     return [*grams, *found]
 
 
+def trained(one: Record, tokens: int) -> Record:
+    """The record of as many tokens."""
+    assert one.cell.learning is not None
+    return replace(one, cell=replace(one.cell, learning=replace(one.cell.learning, tokens=tokens)))
+
+
 def rows(table: Table) -> list[Mapping[str, Entry]]:
     names = [column.name for column in table.columns]
     return [dict(zip(names, row, strict=True)) for row in table.rows]
@@ -84,6 +90,13 @@ def test_a_system_above_the_n_grams_is_named() -> None:
     assert "NOT below the 5-gram in domain: lstm seed 0 (+0.600 nats), lstm seed 1 (+0.600 nats)" in notes
 
 
+def test_n_grams_of_a_part_of_the_tokens_are_told_to_be() -> None:
+    note = "n-grams: of the tokens that the models of a seed read{}, interpolated after Witten and Bell"
+
+    assert note.format("") in perplexity.tables(runs())[0].footnotes
+    assert note.format(", 8,388,608 at most") in perplexity.tables([trained(one, 2**24) for one in runs()])[0].footnotes
+
+
 def test_parameters_that_differ_are_told() -> None:
     uneven = [learnt("retnet", 0, 1.5, 1000), learnt("h3", 0, 1.5, 1009)]
 
@@ -117,16 +130,21 @@ def test_positions_are_given_by_windows_and_with_the_state_carried() -> None:
 
 
 def test_a_table_shows_one_setting_the_longest_and_the_last() -> None:
-    def trained(one: Record, tokens: int) -> Record:
-        assert one.cell.learning is not None
-        return replace(one, cell=replace(one.cell, learning=replace(one.cell.learning, tokens=tokens)))
-
     some = runs()
     shorter, again = [trained(one, 1024) for one in some], [replace(one, key="2") for one in some]
 
     assert main_setting([*some, *shorter]) == some
     assert main_setting([*some, *shorter, *again]) == again
     assert main_setting([]) == []
+
+
+def test_a_longer_try_that_failed_replaces_no_table() -> None:
+    some = runs()
+    failed = [replace(trained(one, 2**22), status="error", reason="DivergedError: step 3") for one in some]
+
+    assert main_setting([*some, *failed]) == some
+    assert main_setting([*some, *failed[1:], trained(some[0], 2**22)])[0].cell.learning == failed[0].cell.learning
+    assert main_setting(failed) == failed
 
 
 def test_the_ablation_compares_with_retnet_alone_and_shows_table_6() -> None:

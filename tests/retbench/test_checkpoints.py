@@ -41,6 +41,15 @@ def test_a_row_is_named_after_its_system_and_folder(tmp_path: Path, config: obje
     assert find_checkpoint(write(tmp_path / "mine", config)).system == f"{kind}:mine"
 
 
+def test_checkpoints_of_two_runs_have_two_names(tmp_path: Path) -> None:
+    config = {"model_type": "retbench", "system": "retnet"}
+    for run in ("a", "b"):
+        (tmp_path / run).mkdir()
+    names = [find_checkpoint(write(tmp_path / run / "step-00000512", config)).system for run in ("a", "b")]
+
+    assert names == ["retnet:a/step-00000512", "retnet:b/step-00000512"]
+
+
 def test_other_weights_have_another_identity(tmp_path: Path) -> None:
     first = find_checkpoint(write(tmp_path / "a", {"model_type": "llama"}, b"x"))
     second = find_checkpoint(write(tmp_path / "a", {"model_type": "llama"}, b"xy"))
