@@ -68,7 +68,8 @@ def score_checkpoints(checkpoint: Sequence[str], corpus: Sequence[str] | None, s
                 sizes = f"the tokenizer has {header.vocab_size} tokens, the model {model.config.vocab_size}"
                 raise UsageError(f"the tokenizer does not belong to {folder}: {sizes}")
             how, losses = _reading(model, length, settings.windows)
-            rows.append((label, name, how, score(data[folder, name].held_out.documents(), losses, header.eos, most)))
+            documents = data[folder, name].held_out.documents()
+            rows.append((label, name, how, score(documents, losses, header.eos, header.bos, most)))
     render([totals(rows), by_position(rows)], cast(Format, settings.output_format), sys.stdout)
 
 

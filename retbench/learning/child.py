@@ -123,7 +123,7 @@ def _scores(
     """Of every corpus by every reading; the state is carried in the corpus that was trained on alone."""
     return {
         name: {
-            how: score(some, losses, corpora[name].header.eos)
+            how: score(some, losses, corpora[name].header.eos, corpora[name].header.bos)
             for how, losses in readings.items()
             if how == "windows" or name == learning.corpus
         }

@@ -175,7 +175,7 @@ class Loop:
         header = self.tokens.header
 
         def of(losses: Losses) -> Score:
-            return score(self.tokens.held_out.documents(), losses, header.eos, HELD_OUT_TOKENS)
+            return score(self.tokens.held_out.documents(), losses, header.eos, header.bos, HELD_OUT_TOKENS)
 
         counted = {name: count(self.tokens.train.ids, header.vocab_size, order) for name, order in ORDERS.items()}
         return {

@@ -20,7 +20,7 @@ from retbench.learning.vocabulary import Vocabulary
 
 Ids = npt.NDArray[Any]  # uint16 or uint32
 
-VERSION = 1  # of the files
+VERSION = 2  # of the files
 SPLITS = ("train", "held-out")
 HEADER = "corpus.json"
 
@@ -51,6 +51,7 @@ class Header:
     tokenizer: str
     vocab_size: int
     eos: int | None
+    bos: int | None  # which documents begin with where the tokenizer puts it there
     dtype: str
     data: str
     tokens: dict[str, int]
@@ -143,6 +144,7 @@ def _write_splits(corpus: Corpus, vocabulary: Vocabulary, folder: Path) -> Heade
         tokenizer=vocabulary.identity,
         vocab_size=vocabulary.size,
         eos=vocabulary.tokenizer.eos,
+        bos=vocabulary.tokenizer.bos,
         dtype=dtype,
         data=digest.hexdigest(),
         tokens=tokens,

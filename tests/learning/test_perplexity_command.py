@@ -11,7 +11,9 @@ from models import build
 from models.checkpoint import save_checkpoint
 from retbench import cli
 from retbench.learning.corpus import Corpus
-from tests.learning.conftest import texts, write_jsonl
+from retbench.learning.vocabulary import Vocabulary
+from retbench.tokenizer import ByteTokenizer
+from tests.learning.conftest import BeginningTokenizer, texts, write_jsonl
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -59,6 +61,20 @@ def test_every_checkpoint_is_scored_on_every_corpus(
     assert all(8 < row["bits_per_byte"] < 8.1 for row in rows)  # a byte, and the end of each text
     assert rows[0]["tokens"] == rows[2]["tokens"]
     assert tables["positions"]["rows"][0]["perplexity_from_0"] == pytest.approx(256, rel=1e-4)
+
+
+def test_bos_is_read_but_not_scored(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ("--checkpoint", checkpoint("retnet", 257), "--corpus", corpus.name, "--format", "json")
+    tokens = []
+    for tokenizer in (ByteTokenizer(), BeginningTokenizer()):
+        vocabulary = Vocabulary(tokenizer, str(tokenizer.vocab_size), None)
+        monkeypatch.setattr("retbench.perplexity.beside", lambda folder, found=vocabulary: found)
+        perplexity(monkeypatch, *where)
+        tokens.append(json.loads(capsys.readouterr().out)["perplexity"]["rows"][0]["tokens"])
+
+    assert tokens[0] == tokens[1] > 0
 
 
 def test_windows_are_the_same_for_all_systems_where_they_are_asked_for(

@@ -18,8 +18,9 @@ from retbench.learning.material import Material, bound, read_material
 from retbench.learning.presets import find_preset
 from retbench.learning.run import checkpoints, read_metrics
 from retbench.learning.suite import Suite
+from retbench.learning.vocabulary import Vocabulary
 from retbench.spec import Cell
-from tests.learning.conftest import texts, write_jsonl
+from tests.learning.conftest import BEGIN, BeginningTokenizer, texts, write_jsonl
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -94,6 +95,25 @@ def test_every_cell_is_trained_scored_and_stored(material: Material, tmp_path: P
     ]
     assert len(retnet.notes["curve"]) == 8
     assert load_checkpoint(checkpoints(made.folder(retnet.cell))[-1]).config.n_layers == 1
+
+
+def test_bos_is_read_but_not_scored(material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child, "load_tokenizer", lambda folder: BeginningTokenizer())
+    monkeypatch.setattr(
+        "retbench.learning.material.find_vocabulary", lambda *_: Vocabulary(BeginningTokenizer(), "bos", None)
+    )
+    corpus, other = material.corpora
+    begun = read_material(corpus, [other], "bos")
+    plain, scored = (
+        suite(cells(some, "unigram"), some, tmp_path).run(SILENT)[0].notes["scores"][corpus]["windows"]
+        for some in (material, begun)
+    )
+
+    assert begun.trained.train.ids[0] == BEGIN
+    assert [tokens for _, tokens in scored["documents"]] == [
+        min(tokens, 299)
+        for _, tokens in plain["documents"]  # of the 300 of an excerpt one is BOS
+    ]
 
 
 def test_a_child_that_died_is_a_record_and_goes_on_from_where_it_was(
