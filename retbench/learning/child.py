@@ -1,6 +1,6 @@
-"""The child's side of a learning cell: trains its system, or counts its n-grams, and scores held-out documents."""
+"""The child's side of a learning cell: trains its system, or counts its n-grams, and scores documents."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -16,13 +16,13 @@ from retbench.learning.loop import Interrupt, Loop
 from retbench.learning.ngrams import count
 from retbench.learning.perplexity import Losses, Score, at_contexts, carried, keeps_its_size, score, sliding
 from retbench.learning.run import ORDERS, Run, read_metrics
-from retbench.learning.token_files import Ids, Split, Tokens, open_tokens
+from retbench.learning.scored import scored
+from retbench.learning.token_files import Ids, Tokens, open_tokens
 from retbench.measure import TORCH_DTYPES
 from retbench.spec import Cell, Learning
 from retbench.timing import Stopwatch, rate
 from retbench.tokenizer import Tokenizer, load_tokenizer
 
-MOST_DOCUMENTS = 256  # of a corpus that are scored
 LAST = 128  # tokens that are scored at every context, as in the paper's Table 8
 TOLD_S = 1.0  # between two messages on how far it is
 STRETCHES = 64  # of the run, whose mean losses are kept
@@ -46,7 +46,10 @@ def learn(request: dict[str, Any], send: Send) -> Iterator[dict[str, Any]]:
         readings, model, parts = _train(cell, folder, send)
     stopwatch.lap()
     tokenizer = load_tokenizer(folder)
-    documents = {name: excerpts(corpus.held_out, cell.learning.excerpt, tokenizer) for name, corpus in corpora.items()}
+    documents = {
+        name: excerpts(islice(scored(corpus, trained), cell.learning.documents), cell.learning.excerpt, tokenizer)
+        for name, corpus in corpora.items()
+    }
     scores = _scores(readings, documents, corpora, cell.learning)
     contexts = _contexts(model, documents[cell.learning.corpus], cell.learning.contexts) if model else {}
     stopwatch.lap()
@@ -105,13 +108,13 @@ class Teller:
             self._quiet_s = 0.0
 
 
-def excerpts(split: Split, most: int, tokenizer: Tokenizer) -> Documents:
+def excerpts(documents: Iterable[tuple[Ids, int]], most: int, tokenizer: Tokenizer) -> Documents:
     """The first ``most`` tokens of each document, with the bytes of their text.
 
     A character that is cut in two counts as the three bytes of its replacement.
     """
     found = []
-    for ids, n_bytes in islice(split.documents(), MOST_DOCUMENTS):
+    for ids, n_bytes in documents:
         cut = ids[:most]
         found.append((cut, len(tokenizer.decode(cut.tolist()).encode()) if len(cut) < len(ids) else n_bytes))
     return found

@@ -39,7 +39,9 @@ Budget = Annotated[
 ]
 Corpora = Annotated[
     list[str] | None,
-    typer.Option("--corpus", help="As for train: the first is trained on, the others are only scored; repeatable."),
+    typer.Option(
+        "--corpus", help="As for train: the first is trained on, the others are only scored, whole; repeatable."
+    ),
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Train again what is trained already.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the runs and what a step of each needs; run nothing.")]
