@@ -27,8 +27,11 @@ if TYPE_CHECKING:
     from retbench.session import Report
 
 MOST_SEEDS = 100
+ONE_DEVICE = "a run is on one device; several train one model by retbench train --data-parallel N --fsdp"
 
-PresetName = Annotated[str, typer.Option("--preset", help=f"auto (cpu without a GPU), {', '.join(presets())}.")]
+PresetName = Annotated[
+    str, typer.Option("--preset", help=f"auto (cpu without a GPU), {', '.join(presets())}; {ONE_DEVICE}.")
+]
 Seeds = Annotated[
     int | None,
     typer.Option(help="Runs of each system, with seeds 0, 1, ...; default: the preset's.", min=1, max=MOST_SEEDS),
@@ -109,10 +112,10 @@ def run_cells(experiment: str, cells: Sequence[Cell], preset: Preset, asked: Ask
         train(experiment, cells, asked, report, console)
         return
     _say(console, _choice(cells))
-    dry_run(cells, preset.plan_for, asked.output_format)
+    dry_run(cells, preset.plan_for, asked.output_format, [ONE_DEVICE])
 
 
-def dry_run(cells: Sequence[Cell], specification: str, output_format: str) -> None:
+def dry_run(cells: Sequence[Cell], specification: str, output_format: str, notes: Sequence[str] = ()) -> None:
     """What an optimizer step of every system needs on a device that need not be here.
 
     Two of its micro-batches are planned: more of them need no more memory.
@@ -126,7 +129,9 @@ def dry_run(cells: Sequence[Cell], specification: str, output_format: str) -> No
     models = [cell for cell in cells if cell.system not in ORDERS]
     steps = list(dict.fromkeys(_step(cell) for cell in models))
     predictions, problems = plan.predict(steps)
-    table = plan_table(steps, predictions, [f"planned for {device.description}", *problems], device.memory_bytes)
+    table = plan_table(
+        steps, predictions, [f"planned for {device.description}", *notes, *problems], device.memory_bytes
+    )
     render([table], cast(Format, "json" if output_format == "jsonl" else output_format), sys.stdout)
 
 
