@@ -54,12 +54,13 @@ class Learning:
     learning_rate: float  # the highest
     warm_up: int  # steps
     schedule: Schedule
-    others: tuple[str, ...]  # corpora whose held-out splits are scored too
-    excerpt: int  # tokens of each held-out document that are scored, from its start
+    others: tuple[str, ...]  # corpora that are only scored
+    excerpt: int  # tokens of each document that are scored, from its start
     contexts: tuple[int, ...]  # of Table 8's protocol
     data: tuple[str, ...]  # a hash of the texts of the corpus and of each of the others
     vocabulary: str  # a hash of what the tokenizer does
     distinct_tokens: int | None = None  # that are read again and again; None: all of the train split
+    documents: int | None = None  # of a corpus that are scored; None, in old records: of others too the held-out ones
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""The child's side of a learning cell: trains its system, or counts its n-grams, and scores held-out documents."""
+"""The child's side of a learning cell: trains its system, or counts its n-grams, and scores documents."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -15,14 +15,14 @@ from retbench.learning.loop import Interrupt, Loop
 from retbench.learning.ngrams import count
 from retbench.learning.perplexity import Losses, Score, at_contexts, carried, keeps_its_size, score, sliding
 from retbench.learning.run import MOST_COUNTED, ORDERS, Run, claimed, read_metrics
+from retbench.learning.scored import scored
 from retbench.learning.telling import Send, Teller, curve
-from retbench.learning.token_files import Ids, Split, Tokens, open_tokens
+from retbench.learning.token_files import Ids, Tokens, open_tokens
 from retbench.measure import TORCH_DTYPES
 from retbench.spec import Cell, Learning
 from retbench.timing import Stopwatch, rate
 from retbench.tokenizer import Tokenizer, load_tokenizer
 
-MOST_DOCUMENTS = 256  # of a corpus that are scored
 LAST = 128  # tokens that are scored at every context, as in the paper's Table 8
 
 Documents = list[tuple[Ids, int]]
@@ -46,7 +46,10 @@ def learn(request: dict[str, Any], send: Send) -> Iterator[dict[str, Any]]:
         readings, model, parts = _train(cell, folder, send)
     stopwatch.lap()
     tokenizer = load_tokenizer(folder)
-    documents = {name: excerpts(corpus.held_out, cell.learning.excerpt, tokenizer) for name, corpus in corpora.items()}
+    documents = {
+        name: excerpts(islice(scored(corpus, trained), cell.learning.documents), cell.learning.excerpt, tokenizer)
+        for name, corpus in corpora.items()
+    }
     scores = _scores(readings, documents, corpora, cell.learning)
     contexts = _contexts(model, documents[cell.learning.corpus], cell.learning.contexts) if model else {}
     stopwatch.lap()
@@ -90,13 +93,13 @@ def _count(cell: Cell, trained: Tokens) -> tuple[dict[str, Losses], None, dict[s
     return {"windows": ngrams.losses}, None, {"metrics": {"tokens": len(seen)}, "notes": {}}
 
 
-def excerpts(split: Split, most: int, tokenizer: Tokenizer) -> Documents:
+def excerpts(documents: Iterable[tuple[Ids, int]], most: int, tokenizer: Tokenizer) -> Documents:
     """The first ``most`` tokens of each document, with the bytes of their text.
 
     A character that is cut in two counts as the three bytes of its replacement.
     """
     found = []
-    for ids, n_bytes in islice(split.documents(), MOST_DOCUMENTS):
+    for ids, n_bytes in documents:
         cut = ids[:most]
         found.append((cut, len(tokenizer.decode(cut.tolist()).encode()) if len(cut) < len(ids) else n_bytes))
     return found
@@ -108,7 +111,7 @@ def _scores(
     """Of every corpus by every reading; the state is carried in the corpus that was trained on alone."""
     return {
         name: {
-            how: score(some, losses, corpora[name].header.eos)
+            how: score(some, losses, corpora[name].header.eos, corpora[name].header.bos)
             for how, losses in readings.items()
             if how == "windows" or name == learning.corpus
         }

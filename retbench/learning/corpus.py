@@ -33,9 +33,14 @@ class Corpus:
         return (text for text in self.read() if text and is_held_out(text) == held_out)
 
 
+def mark_of(text: str) -> int:
+    """63 bits of a hash: texts with one mark are equal."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1
+
+
 def is_held_out(text: str) -> bool:
     """By a hash of the text alone, so that equal documents are never on both sides, whatever the corpus."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) < HELD_OUT * 2**64
+    return mark_of(text) < HELD_OUT * 2**63
 
 
 def find_corpus(name: str) -> Corpus:
@@ -88,6 +93,7 @@ class HubSource:
     field: str = "text"
     data_files: str | None = None
     documents: int | None = None  # the first of so many
+    after: str | None = None  # what a question before the text ends with: the text alone is read
 
 
 def hub_sources() -> dict[str, HubSource]:
@@ -191,7 +197,8 @@ def _hub_texts(datasets: Any, name: str, source: HubSource) -> Iterator[str]:
     try:
         rows = datasets.load_dataset(source.path, split=source.split, streaming=True, **files)
         for row in islice(rows, source.documents):
-            yield _field(row, name, source.field)
+            text = _field(row, name, source.field)
+            yield (source.after and text.partition(source.after)[2]) or text
     except (OSError, ValueError, RuntimeError) as error:  # offline, no such dataset, or a script that loads it
         raise UsageError(f"corpus {name} cannot be read: {' '.join(str(error).split())}") from error
 

@@ -28,8 +28,11 @@ if TYPE_CHECKING:
 
 MOST_SEEDS = 100
 PLAN_FOR = {"cpu": "cpu", "cuda": "a100-80gb"}  # by device, where a dry run has no specification of its preset's
+ONE_DEVICE = "a run is on one device; several train one model by retbench train --data-parallel N --fsdp"
 
-PresetName = Annotated[str, typer.Option("--preset", help=f"auto (by the device), {', '.join(presets())}.")]
+PresetName = Annotated[
+    str, typer.Option("--preset", help=f"auto (by the device), {', '.join(presets())}; {ONE_DEVICE}.")
+]
 Seeds = Annotated[
     int | None,
     typer.Option(help="Runs of each system, with seeds 0, 1, ...; default: the preset's.", min=1, max=MOST_SEEDS),
@@ -40,7 +43,9 @@ Budget = Annotated[
 ]
 Corpora = Annotated[
     list[str] | None,
-    typer.Option("--corpus", help="As for train: the first is trained on, the others are only scored; repeatable."),
+    typer.Option(
+        "--corpus", help="As for train: the first is trained on, the others are only scored, whole; repeatable."
+    ),
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Train again what is trained already.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the runs and what a step of each needs; run nothing.")]
@@ -110,10 +115,10 @@ def run_cells(experiment: str, cells: Sequence[Cell], preset: Preset, asked: Ask
         train(experiment, cells, asked, report, console)
         return
     _say(console, _choice(cells))
-    dry_run(cells, preset.plan_for, asked.output_format)
+    dry_run(cells, preset.plan_for, asked.output_format, [ONE_DEVICE])
 
 
-def dry_run(cells: Sequence[Cell], specification: str, output_format: str) -> None:
+def dry_run(cells: Sequence[Cell], specification: str, output_format: str, notes: Sequence[str] = ()) -> None:
     """What an optimizer step of every system needs on a device that need not be here.
 
     Two of its micro-batches are planned: more of them need no more memory.
@@ -127,7 +132,9 @@ def dry_run(cells: Sequence[Cell], specification: str, output_format: str) -> No
     models = [cell for cell in cells if cell.system not in ORDERS]
     steps = list(dict.fromkeys(_step(cell) for cell in models))
     predictions, problems = plan.predict(steps)
-    table = plan_table(steps, predictions, [f"planned for {device.description}", *problems], device.memory_bytes)
+    table = plan_table(
+        steps, predictions, [f"planned for {device.description}", *notes, *problems], device.memory_bytes
+    )
     render([table], cast(Format, "json" if output_format == "jsonl" else output_format), sys.stdout)
 
 

@@ -29,6 +29,7 @@ from retbench.learning.perplexity import Losses, Score, score, sliding
 from retbench.learning.progress import TrainingProgress
 from retbench.learning.run import METRICS, ORDERS, REQUEST, RESULT, Run, claimed, keep_metrics, keep_result, said
 from retbench.learning.run import checkpoints as made_checkpoints
+from retbench.learning.scored import scored
 from retbench.learning.token_files import Tokens, open_tokens
 from retbench.measure import TORCH_DTYPES
 from retbench.measure.ranks import averaged, keep_part_, meet
@@ -175,7 +176,7 @@ class Loop:
         header = self.tokens.header
 
         def of(losses: Losses) -> Score:
-            return score(self.tokens.held_out.documents(), losses, header.eos, HELD_OUT_TOKENS)
+            return score(scored(self.tokens, self.tokens), losses, header.eos, header.bos, HELD_OUT_TOKENS)
 
         counted = {name: count(self.tokens.train.ids, header.vocab_size, order) for name, order in ORDERS.items()}
         return {

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from retbench.errors import UsageError
 from retbench.learning.corpus import find_corpus
+from retbench.learning.scored import check_scored
 from retbench.learning.token_files import Tokens, cache_folder, tokenize
 from retbench.learning.vocabulary import Vocabulary, find_vocabulary
 from retbench.spec import Cell
@@ -31,10 +32,13 @@ def read_material(corpus: str, others: Sequence[str], tokenizer: str) -> Materia
     found = [find_corpus(name) for name in dict.fromkeys((corpus, *others))]
     try:
         vocabulary = find_vocabulary(tokenizer, found[0], cache)
-        trained, *rest = (tokenize(one, vocabulary, cache) for one in found)
+        trained = tokenize(found[0], vocabulary, cache)
+        rest = tuple(tokenize(one, vocabulary, cache, needed=()) for one in found[1:])
     except OSError as error:
         raise UsageError(f"{error.filename or corpus}: {error.strerror or error}") from error
-    return Material(tokenizer, vocabulary, trained, tuple(rest))
+    for one in rest:
+        check_scored(one, trained)
+    return Material(tokenizer, vocabulary, trained, rest)
 
 
 def bound(cells: Sequence[Cell], material: Material) -> list[Cell]:

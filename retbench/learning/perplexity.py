@@ -59,19 +59,23 @@ class Score:
 
 
 def score(
-    documents: Iterable[tuple[Ids, int]], losses: Losses, eos: int | None, most_tokens: int | None = None
+    documents: Iterable[tuple[Ids, int]],
+    losses: Losses,
+    eos: int | None,
+    bos: int | None,
+    most_tokens: int | None = None,
 ) -> Score:
     """Scores whole documents until there are ``most_tokens``; each is read as if an end of text preceded it.
 
-    Without an end of text in the vocabulary the first token of a document is not scored.
+    One that begins with ``bos`` is read as it is: that token is no text and is not scored. Without an end of text in
+    the vocabulary the first token of a document is not scored.
     """
     scores: list[Counted] = []
     positions: dict[int, Counted] = {}
     total_bytes = 0
     for ids, n_bytes in documents:
-        preceded = ids if eos is None else np.concatenate((np.array([eos], ids.dtype), ids))
         document = Counted()
-        for place, piece in losses(preceded):
+        for place, piece in losses(_preceded(ids, eos, bos)):
             for first, counted in _by_position(place, piece):
                 positions[first] = positions.get(first, Counted()) + counted
                 document += counted
@@ -80,6 +84,12 @@ def score(
         if most_tokens is not None and sum(each.tokens for each in scores) >= most_tokens:
             break
     return Score(tuple(scores), dict(sorted(positions.items())), total_bytes)
+
+
+def _preceded(ids: Ids, eos: int | None, bos: int | None) -> Ids:
+    """ids (T,) after one token that is read but not scored, where there is one for it."""
+    begun = bos is not None and len(ids) > 0 and ids[0] == bos
+    return ids if begun or eos is None else np.concatenate((np.array([eos], ids.dtype), ids))
 
 
 def losses_of(model: LanguageModel, context: int) -> Losses:

@@ -39,6 +39,7 @@ class Preset:
     device: str
     plan_for: str  # the specification that a dry run plans for
     seeds: int
+    documents: int  # of a corpus that are scored at most
     excerpt: int
     contexts: tuple[int, ...]
     l_max: int
@@ -90,6 +91,7 @@ class Preset:
                 data=(),
                 vocabulary="",
                 distinct_tokens=self.distinct_tokens,
+                documents=self.documents,
             ),
         )
 

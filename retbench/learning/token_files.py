@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from retbench.errors import UsageError
-from retbench.learning.corpus import Corpus, is_held_out
+from retbench.learning.corpus import Corpus, is_held_out, mark_of
 from retbench.learning.vocabulary import Vocabulary
 
 Ids = npt.NDArray[Any]  # uint16 or uint32
 
-VERSION = 1  # of the files
+VERSION = 3  # of the files
 SPLITS = ("train", "held-out")
 HEADER = "corpus.json"
 
@@ -32,13 +32,15 @@ class Split:
     ids: Ids  # (N,)
     ends: npt.NDArray[np.int64]  # of each document in ``ids``
     n_bytes: npt.NDArray[np.int64]  # of each document's text in UTF-8
+    marks: npt.NDArray[np.int64]  # of each text: ``mark_of``
+
+    def document(self, place: int) -> tuple[Ids, int]:
+        """The ids of a document and the bytes of its text."""
+        start = self.ends[place - 1] if place else 0
+        return self.ids[start : self.ends[place]], int(self.n_bytes[place])
 
     def documents(self) -> Iterator[tuple[Ids, int]]:
-        """The ids of each document and the bytes of its text."""
-        start = 0
-        for end, n_bytes in zip(self.ends.tolist(), self.n_bytes.tolist(), strict=True):
-            yield self.ids[start:end], n_bytes
-            start = end
+        return map(self.document, range(len(self.ends)))
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Header:
     tokenizer: str
     vocab_size: int
     eos: int | None
+    bos: int | None  # which documents begin with where the tokenizer puts it there
     dtype: str
     data: str
     tokens: dict[str, int]
@@ -71,8 +74,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "retbench"
 
 
-def tokenize(corpus: Corpus, vocabulary: Vocabulary, cache: Path) -> Tokens:
-    """The ids of a corpus, from the cache where it has them; raises UsageError where a split has no document."""
+def tokenize(corpus: Corpus, vocabulary: Vocabulary, cache: Path, needed: Sequence[str] = SPLITS) -> Tokens:
+    """The ids of a corpus, from the cache where it has them; raises UsageError where a split has no document.
+
+    A corpus that is only scored needs none of both: ``scored.check_scored`` sees to it.
+    """
     facts = (VERSION, corpus.name, corpus.identity, vocabulary.identity)
     folder = cache / "tokens" / hashlib.sha256(repr(facts).encode()).hexdigest()[:24]
     found = open_tokens(folder)
@@ -81,6 +87,10 @@ def tokenize(corpus: Corpus, vocabulary: Vocabulary, cache: Path) -> Tokens:
         found = open_tokens(folder)
     if found is None:
         raise UsageError(f"{folder} does not hold what was just written there: is the disk full?")
+    for split in needed:
+        if not found.header.documents[split]:
+            total = sum(found.header.documents.values())
+            raise UsageError(f"corpus {corpus.name} has {total} documents, none of them {split}: it needs more")
     return found
 
 
@@ -88,17 +98,23 @@ def open_tokens(folder: Path) -> Tokens | None:
     """What ``tokenize`` wrote to a folder, None where there is nothing whole."""
     try:
         header = Header(**json.loads((folder / HEADER).read_text(encoding="utf-8")))
+        if header.version != VERSION:
+            return None
         train, held_out = (_split(folder, name, header) for name in SPLITS)
-    except (OSError, ValueError, TypeError, KeyError):  # none, of another version, or cut short
+    except (OSError, ValueError, TypeError, KeyError):  # none, or cut short
         return None
     return Tokens(folder, header, train, held_out)
 
 
 def _split(folder: Path, name: str, header: Header) -> Split:
     """Raises ValueError unless the files have the size that the header says."""
-    ids = np.memmap(folder / f"{name}.ids", header.dtype, "r", shape=(header.tokens[name],))
-    table = np.memmap(folder / f"{name}.documents", np.int64, "r", shape=(header.documents[name], 2))
-    return Split(ids, table[:, 0], table[:, 1])
+    ids = _mapped(folder / f"{name}.ids", header.dtype, (header.tokens[name],))
+    table = _mapped(folder / f"{name}.documents", "int64", (header.documents[name], 3))
+    return Split(ids, table[:, 0], table[:, 1], table[:, 2])
+
+
+def _mapped(path: Path, dtype: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    return np.memmap(path, dtype, "r", shape=shape) if shape[0] else np.empty(shape, dtype)  # nothing cannot be mapped
 
 
 def _write(corpus: Corpus, vocabulary: Vocabulary, folder: Path) -> None:
@@ -108,10 +124,6 @@ def _write(corpus: Corpus, vocabulary: Vocabulary, folder: Path) -> None:
         new = Path(private) / "new"
         new.mkdir()
         header = _write_splits(corpus, vocabulary, new)
-        for split in SPLITS:
-            if not header.documents[split]:
-                total = sum(header.documents.values())
-                raise UsageError(f"corpus {corpus.name} has {total} documents, none of them {split}: it needs more")
         (new / HEADER).write_text(json.dumps(asdict(header), indent=2) + "\n", encoding="utf-8")
         if open_tokens(folder) is None:  # else another process was first
             shutil.rmtree(folder, ignore_errors=True)  # what is not whole
@@ -135,7 +147,7 @@ def _write_splits(corpus: Corpus, vocabulary: Vocabulary, folder: Path) -> Heade
             tokens[split] += len(ids)
             documents[split] += 1
             ids_of[split].write(ids.tobytes())
-            table_of[split].write(np.array([tokens[split], len(data)], np.int64).tobytes())
+            table_of[split].write(np.array([tokens[split], len(data), mark_of(text)], np.int64).tobytes())
     return Header(
         version=VERSION,
         corpus=corpus.name,
@@ -143,6 +155,7 @@ def _write_splits(corpus: Corpus, vocabulary: Vocabulary, folder: Path) -> Heade
         tokenizer=vocabulary.identity,
         vocab_size=vocabulary.size,
         eos=vocabulary.tokenizer.eos,
+        bos=vocabulary.tokenizer.bos,
         dtype=dtype,
         data=digest.hexdigest(),
         tokens=tokens,

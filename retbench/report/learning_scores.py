@@ -49,7 +49,7 @@ def score_of(record: Record, corpus: str, how: str = "windows") -> Mapping[str, 
 
 
 def documents_of(record: Record, corpus: str) -> Pairs:
-    """Nats and tokens of each held-out document, read in windows."""
+    """Nats and tokens of each scored document, read in windows."""
     found: Pairs = score_of(record, corpus)["documents"]
     return found
 

@@ -67,8 +67,8 @@ def _perplexity(records: Sequence[Record], paper: Paper, title: str, conditions:
         rows.append((Entry(system, system), _parameters(runs), seeds, *ours, *map(_number, theirs)))
     cell = records[0].cell
     notes = (
-        "perplexity: a token of held-out documents, mean ± standard deviation over seeds, which set the weights and "
-        "the order of the data; systems of one seed read the same",
+        f"perplexity: a token of {_scored(learning_of(records[0]))}; mean ± standard deviation over seeds, which set "
+        "the weights and the order of the data; systems of one seed read the same",
         f"read in windows of {cell.seq_len} tokens that slide by half, the first {learning_of(records[0]).excerpt} "
         "tokens of each document",
         *_matched(records),
@@ -206,6 +206,14 @@ def _conditions(record: Record) -> tuple[str, ...]:
         f"{learning.learning_rate:g}",
         f"data {learning.data[0][:12]}, tokenizer {learning.vocabulary[:12]}",
     )
+
+
+def _scored(learning: Learning) -> str:
+    """Which documents were scored."""
+    if learning.documents is None:
+        return "held-out documents"
+    others = ", of the other corpora all that were not trained on" if learning.others else ""
+    return f"documents, in domain the held-out ones{others}: each text once, {learning.documents} of a corpus at most"
 
 
 def _distinct(learning: Learning) -> str:

@@ -122,6 +122,7 @@ def test_a_dry_run_plans_a_step_of_every_system(
     assert [row["system"] for row in plan["rows"]][:2] == ["retnet", "retnet-no-gate"]
     assert [row["fits"] for row in plan["rows"]] == ["yes"] * 5 + ["no"]  # of 80 GB, which are 74.5 GiB
     assert "grad_accumulation=2, loss='chunked'" in plan["footnotes"][-1]
+    assert "a run is on one device; several train one model by retbench train --data-parallel N --fsdp" in str(plan)
 
 
 def test_another_device_than_the_presets_is_planned_for_as_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,12 +7,26 @@ from pathlib import Path
 import pytest
 
 from retbench.learning.corpus import Corpus, find_corpus
+from retbench.tokenizer import ByteTokenizer
 from tests.retbench.conftest import one_thread
 
 __all__ = ["one_thread"]  # a fixture here too
 
 TEXT = "the state of a union is strong and its people work for peace at home while laws are made in congress"
 WORDS = TEXT.split()
+
+
+BEGIN = 256
+
+
+class BeginningTokenizer(ByteTokenizer):
+    """Bytes after a BOS, as SentencePiece and Llama's tokenizers have it."""
+
+    vocab_size = 257
+    bos = BEGIN
+
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        return [BEGIN] * special + super().encode(text)
 
 
 def texts(count: int, seed: int = 0) -> list[str]:

@@ -112,6 +112,14 @@ def test_a_named_dataset_is_read_by_its_split_files_and_field(name: str, monkeyp
     assert source.about
 
 
+def test_questions_before_a_transcript_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"input": f"{question}?\n\nA: first\n\nB: then"} for question in ("who", "what")]
+    datasets = SimpleNamespace(load_dataset=lambda *_, **__: [*rows, {"input": "A: alone"}])
+    monkeypatch.setitem(sys.modules, "datasets", datasets)
+
+    assert [*find_corpus("hub:qmsum").read()] == ["A: first\n\nB: then"] * 2 + ["A: alone"]
+
+
 def test_the_identity_follows_the_files(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "c.jsonl", texts(3))
     before = find_corpus(f"jsonl:{path}").identity

@@ -60,7 +60,7 @@ def test_more_context_predicts_held_out_text_better(corpus: Corpus, tmp_path: ob
     losses = [math.log(256)]
     for order in ORDERS.values():
         ngrams = count(found.train.ids, 256, order)
-        losses.append(score(found.held_out.documents(), ngrams.losses, eos=0).total.loss)
+        losses.append(score(found.held_out.documents(), ngrams.losses, eos=0, bos=None).total.loss)
 
     assert losses[1] < losses[0] - 2
     assert losses[2] < losses[1] - 1

@@ -79,7 +79,7 @@ def test_sliding_over_a_context_that_holds_all_is_the_training_form() -> None:
 def test_every_token_counts_the_same_and_bytes_are_those_of_the_texts() -> None:
     model = shared_model("retnet", torch.float64)
     documents = [(random_ids(length, length), 3 * length) for length in (5, 300, 40)]
-    found = score(documents, losses_of(model, 16), eos=0)
+    found = score(documents, losses_of(model, 16), eos=0, bos=None)
     preceded = [np.concatenate((np.array([0], np.uint16), ids)) for ids, _ in documents]
     expected = [of_training_form(model, ids).sum().item() for ids in preceded]
 
@@ -93,15 +93,33 @@ def test_every_token_counts_the_same_and_bytes_are_those_of_the_texts() -> None:
 
 def test_without_an_end_of_text_the_first_token_is_not_scored_and_enough_tokens_end_it() -> None:
     model = shared_model("retnet", torch.float64)
-    found = score([(random_ids(8), 8)] * 5, losses_of(model, 16), eos=None, most_tokens=10)
+    found = score([(random_ids(8), 8)] * 5, losses_of(model, 16), eos=None, bos=None, most_tokens=10)
 
     assert [document.tokens for document in found.documents] == [7, 7]
+
+
+@pytest.mark.parametrize(("eos", "bos"), [(0, 5), (5, 5), (None, 5)])
+def test_a_document_that_begins_with_bos_is_read_as_it_is(eos: int | None, bos: int) -> None:
+    model = shared_model("retnet", torch.float64)
+    begun = np.concatenate((np.array([bos], np.uint16), random_ids(200)))
+    found = score([(begun, 200)], losses_of(model, 16), eos, bos)
+
+    assert found.documents[0].tokens == 200
+    assert found.documents[0].nats == pytest.approx(of_training_form(model, begun).sum().item())
+    assert {first: counted.tokens for first, counted in found.positions.items()} == {0: 128, 128: 72}
+
+
+def test_a_tokenizer_that_has_bos_but_does_not_put_it_there_changes_nothing() -> None:
+    model, bos = shared_model("retnet", torch.float64), VOCAB_SIZE - 1
+    documents = [(random_ids(20) % bos, 20)]
+
+    assert score(documents, losses_of(model, 16), 0, bos) == score(documents, losses_of(model, 16), 0, None)
 
 
 def test_a_model_that_knows_nothing_has_the_perplexity_of_its_vocabulary() -> None:
     model = build("retnet", "tiny", vocab_size=VOCAB_SIZE)
     torch.nn.init.zeros_(model.head.weight)  # type: ignore[arg-type]
-    found = score([(random_ids(100), 100)], losses_of(model, 16), eos=0)
+    found = score([(random_ids(100), 100)], losses_of(model, 16), eos=0, bos=None)
 
     assert found.total.perplexity == pytest.approx(VOCAB_SIZE)
 
@@ -112,7 +130,7 @@ def test_32k_tokens_are_scored_in_the_memory_of_a_piece() -> None:
 
     def peak(length: int) -> int:
         def run(ids: Ids) -> None:
-            found[length] = score([(ids, length)], partial(carried, model), eos=0)
+            found[length] = score([(ids, length)], partial(carried, model), eos=0, bos=None)
 
         return DEVICE.peak_memory(lambda: random_ids(length), run).tensor_bytes
 

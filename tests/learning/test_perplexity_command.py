@@ -10,8 +10,11 @@ import torch
 from models import build
 from models.checkpoint import save_checkpoint
 from retbench import cli
-from retbench.learning.corpus import Corpus
-from tests.learning.conftest import texts, write_jsonl
+from retbench.learning.corpus import Corpus, is_held_out
+from retbench.learning.token_files import tokenize
+from retbench.learning.vocabulary import Vocabulary
+from retbench.tokenizer import ByteTokenizer
+from tests.learning.conftest import BeginningTokenizer, texts, write_jsonl
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -59,6 +62,53 @@ def test_every_checkpoint_is_scored_on_every_corpus(
     assert all(8 < row["bits_per_byte"] < 8.1 for row in rows)  # a byte, and the end of each text
     assert rows[0]["tokens"] == rows[2]["tokens"]
     assert tables["positions"]["rows"][0]["perplexity_from_0"] == pytest.approx(256, rel=1e-4)
+
+
+def test_a_corpus_of_six_documents_is_scored_whole(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    six = [text for text in texts(20) if not is_held_out(text)][:6]
+    where = ("--checkpoint", checkpoint("retnet"), "--corpus", f"jsonl:{write_jsonl(here / 'six.jsonl', six)}")
+    status = perplexity(monkeypatch, *where, "--format", "json")
+    table = json.loads(capsys.readouterr().out)["perplexity"]
+
+    assert status in (0, None)
+    assert [(row["part"], row["documents"]) for row in table["rows"]] == [("all", 6)]
+    assert "nothing beside it says what it was trained on" in table["footnotes"][-1]
+
+
+def test_what_a_checkpoint_was_trained_on_is_left_out(
+    here: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vocabulary = Vocabulary(ByteTokenizer(), "bytes", None)
+    trained = tokenize(corpus, vocabulary, here)
+    folder = checkpoint("retnet")
+    Path(folder).rename(here / "step-00000001")
+    (here / "run.json").write_text(json.dumps({"run": {"corpus": corpus.name}, "tokens": str(trained.folder)}))
+    status = perplexity(
+        monkeypatch, "--checkpoint", "step-00000001", "--corpus", corpus.name, "--tokens", "1m", "--format", "json"
+    )
+    table = json.loads(capsys.readouterr().out)["perplexity"]
+
+    assert status in (0, None)
+    assert [(row["part"], row["documents"]) for row in table["rows"]] == [
+        ("held-out", trained.header.documents["held-out"])
+    ]
+    assert f"retnet:step-00000001: trained on {corpus.name}: all documents" in table["footnotes"][-1]
+
+
+def test_bos_is_read_but_not_scored(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ("--checkpoint", checkpoint("retnet", 257), "--corpus", corpus.name, "--format", "json")
+    tokens = []
+    for tokenizer in (ByteTokenizer(), BeginningTokenizer()):
+        vocabulary = Vocabulary(tokenizer, str(tokenizer.vocab_size), None)
+        monkeypatch.setattr("retbench.perplexity.beside", lambda folder, found=vocabulary: found)
+        perplexity(monkeypatch, *where)
+        tokens.append(json.loads(capsys.readouterr().out)["perplexity"]["rows"][0]["tokens"])
+
+    assert tokens[0] == tokens[1] > 0
 
 
 def test_windows_are_the_same_for_all_systems_where_they_are_asked_for(

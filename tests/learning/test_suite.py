@@ -14,15 +14,16 @@ from models.checkpoint import load_checkpoint
 from retbench.devices import find_device
 from retbench.errors import UsageError
 from retbench.isolate import Outcome
-from retbench.learning import telling
+from retbench.learning import child, telling
 from retbench.learning.child import learn
-from retbench.learning.corpus import Corpus
+from retbench.learning.corpus import Corpus, is_held_out
 from retbench.learning.material import Material, bound, read_material
 from retbench.learning.presets import find_preset
 from retbench.learning.run import checkpoints, claimed, read_metrics
 from retbench.learning.suite import Suite
+from retbench.learning.vocabulary import Vocabulary
 from retbench.spec import Cell
-from tests.learning.conftest import texts, write_jsonl
+from tests.learning.conftest import BEGIN, BeginningTokenizer, texts, write_jsonl
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -97,6 +98,48 @@ def test_every_cell_is_trained_scored_and_stored(material: Material, tmp_path: P
     ]
     assert len(retnet.notes["curve"]) == 8
     assert load_checkpoint(checkpoints(made.folder(retnet.cell))[-1]).config.n_layers == 1
+
+
+def test_a_corpus_that_is_only_scored_is_scored_whole_but_for_what_was_trained_on(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    documents = [text for text in texts(20, seed=1) if not is_held_out(text)][:6]
+    known = next(corpus.documents(held_out=False))
+    other = f"jsonl:{write_jsonl(tmp_path / 'six.jsonl', [*documents, known, documents[0]])}"
+    material = read_material(corpus.name, [other], "bytes")
+    (record,) = suite(cells(material, "unigram"), material, tmp_path).run(SILENT)
+    (few,) = suite([documents_of(cells(material, "unigram")[0], 4)], material, tmp_path).run(SILENT)
+
+    assert [tokens for _, tokens in record.notes["scores"][other]["windows"]["documents"]] == [
+        min(len(text.encode()) + 1, 300) for text in documents
+    ]
+    assert len(few.notes["scores"][other]["windows"]["documents"]) == 4
+
+
+def documents_of(cell: Cell, count: int) -> Cell:
+    """The cell with so many documents of a corpus scored."""
+    assert cell.learning is not None
+    return replace(cell, learning=replace(cell.learning, documents=count))
+
+
+def test_bos_is_read_but_not_scored(material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child, "load_tokenizer", lambda folder: BeginningTokenizer())
+    monkeypatch.setattr(
+        "retbench.learning.material.find_vocabulary", lambda *_: Vocabulary(BeginningTokenizer(), "bos", None)
+    )
+    corpus, other = material.corpora
+    begun = read_material(corpus, [other], "bos")
+    plain, scored = (
+        suite(cells(some, "unigram"), some, tmp_path).run(SILENT)[0].notes["scores"][corpus]["windows"]
+        for some in (material, begun)
+    )
+
+    assert begun.trained.train.ids[0] == BEGIN
+    assert [tokens for _, tokens in scored["documents"]] == [
+        min(tokens, 299)
+        for _, tokens in plain["documents"]  # of the 300 of an excerpt one is BOS
+    ]
 
 
 def test_a_child_that_died_is_a_record_and_goes_on_from_where_it_was(
@@ -178,7 +221,9 @@ def test_what_goes_wrong_on_our_side_ends_the_command(material: Material, tmp_pa
         suite(cells(material, "retnet"), material, tmp_path, none).run(SILENT)
 
 
-@pytest.mark.parametrize("change", [{"learning_rate": 1e-4}, {"tokens": 1024}, {"data": ("", "")}, {"excerpt": 50}])
+@pytest.mark.parametrize(
+    "change", [{"learning_rate": 1e-4}, {"tokens": 1024}, {"data": ("", "")}, {"excerpt": 50}, {"documents": 5}]
+)
 def test_a_run_is_known_by_all_that_decides_its_losses(
     change: dict[str, Any], material: Material, tmp_path: Path
 ) -> None:

@@ -89,6 +89,10 @@ def test_a_corpus_without_a_held_out_document_is_refused(tmp_path: Path) -> None
 
     with pytest.raises(UsageError, match="corpus small has 1 documents, none of them held-out: it needs more"):
         tokenize(corpus, find_vocabulary("bytes", corpus, tmp_path), tmp_path)
+    assert tokenize(corpus, find_vocabulary("bytes", corpus, tmp_path), tmp_path, needed=()).header.documents == {
+        "train": 1,
+        "held-out": 0,
+    }
 
 
 def test_byte_pairs_are_learnt_from_the_training_split_alone(tmp_path: Path) -> None:

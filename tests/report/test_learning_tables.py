@@ -156,6 +156,17 @@ def test_the_ablation_compares_with_retnet_alone_and_shows_table_6() -> None:
     assert "paper_at_512" not in {column.name for column in tables[3].columns}
 
 
+def test_a_table_says_which_documents_were_scored() -> None:
+    def of_before(one: Record) -> Record:
+        assert one.cell.learning is not None
+        return replace(one, cell=replace(one.cell, learning=replace(one.cell.learning, documents=None)))
+
+    notes, before = (perplexity.tables(some)[0].footnotes[0] for some in (runs(), [of_before(one) for one in runs()]))
+
+    assert "in domain the held-out ones, of the other corpora all that were not trained on: each text once, 32" in notes
+    assert before.startswith("perplexity: a token of held-out documents; mean")
+
+
 def test_tables_are_rendered_with_their_conditions() -> None:
     text = to_markdown(perplexity.tables(runs()))
 
