@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Sequence
 
-from retbench.report.claims import COMPARING, Judgement, Measure, seeds_of, tasks_of
+from retbench.report.claims import COMPARING, Measure
+from retbench.report.claims_settings import tasks_of
 from retbench.report.conditions import disturbance_words, hardware_words, measured_words
 from retbench.report.numbers import ABSENT, ratio, significant
 from retbench.report.tables import Column, Entry, Table
+from retbench.report.verdicts import Judgement, seeds_of
 from retbench.statistics import Interval
 
 COLUMNS = (

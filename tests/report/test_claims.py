@@ -12,9 +12,10 @@ from experiments.claims import paper_claims
 from models.catalogue import systems
 from retbench.record import Record
 from retbench.registry import experiments
-from retbench.report.claims import ClaimError, judge, read_claims
+from retbench.report.claims import ClaimError, read_claims
 from retbench.report.claims_table import claims_table
 from retbench.report.tables import to_markdown
+from retbench.report.verdicts import judge
 from tests.models.helpers import repeatable
 from tests.report.factory import SYSTEMS, cell, failed, record, sweep
 from tests.report.test_learning_tables import learnt
