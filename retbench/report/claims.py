@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 Measure = Literal["advantage", "saving", "over_length", "over_batch", "exponent", "value", "loss", "accuracy"]
-Judged = Literal["strongest", "naive"]
+Judged = Literal["strongest", "naive", "each"]
 
 TUNED = ("advantage", "saving")  # where one baseline computes what another does, in less
 COMPARING = (*TUNED, "loss", "accuracy")
@@ -45,6 +45,8 @@ class Claim:
             raise ClaimError(f"{self.name}: above or at_most must be given")
         if self.measure in COMPARING and not self.against:
             raise ClaimError(f"{self.name}: {self.measure} needs against")
+        if self.judged == "each" and self.measure not in COMPARING:
+            raise ClaimError(f"{self.name}: {self.measure} compares with no baseline, so it cannot be judged by each")
 
 
 def read_claims(path: Path) -> list[Claim]:

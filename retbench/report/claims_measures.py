@@ -71,6 +71,13 @@ def _loss(claim: Claim, group: Sequence[Record]) -> Found:
     return None, {name: found for name, found in against.items() if found}
 
 
+def seeds_of(claim: Claim, group: Sequence[Record], baseline: str | None) -> set[int]:
+    """Those that both the system and the baseline were trained with, of a claim about losses."""
+    read = [record.cell for record in group if document_losses(record, claim.metric)]
+    own, theirs = ({cell.seed for cell in read if cell.system == name} for name in (claim.system, baseline))
+    return own & theirs
+
+
 def _accuracy(claim: Claim, group: Sequence[Record]) -> Found:
     """Points between the mean accuracies over the tasks that both did, their documents in pairs."""
     answers: dict[str, dict[str, dict[Any, float]]] = {}

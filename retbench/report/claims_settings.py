@@ -38,7 +38,10 @@ def _setting(claim: Claim, record: Record) -> Setting:
 def _nearness(claim: Claim, group: Sequence[Record]) -> tuple[Any, ...]:
     first, others = group[0].cell, {record.cell.system for record in group} - {claim.system}
     as_it_is = first.quantize == "none" and not first.compile
-    compared, tokens = len(others) > 1 or claim.against == tuple(others), first.learning.tokens if first.learning else 0
+    compared = len(others) > 1 or claim.against == tuple(others)
+    if claim.judged == "each":
+        compared = others >= set(claim.against)
+    tokens = first.learning.tokens if first.learning else 0
     return compared, as_it_is, rank(group[0]), tokens, first.seq_len, first.batch_size
 
 

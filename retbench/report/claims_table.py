@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Sequence
 
-from retbench.report.claims import COMPARING, Measure
+from retbench.report.claims import Measure
+from retbench.report.claims_measures import seeds_of
 from retbench.report.claims_settings import tasks_of
 from retbench.report.conditions import disturbance_words, hardware_words, measured_words
 from retbench.report.numbers import ABSENT, ratio, significant
 from retbench.report.tables import Column, Entry, Table
-from retbench.report.verdicts import Judgement, seeds_of
+from retbench.report.verdicts import Judgement
 from retbench.statistics import Interval
 
 COLUMNS = (
@@ -38,7 +39,7 @@ def claims_table(judgements: Sequence[Judgement]) -> Table:
     notes = (
         "the verdict is of what was measured here: supported and not supported need the whole interval on one side, "
         "else it is undecided; where a claim compares, measured is against the strongest baseline, or against the one "
-        "that the claim names",
+        "that the claim names, or, where each baseline must be worse, against the one that decides",
         *(f"{one.claim.name}: {_words(one)}" for one in judgements),
         *((f"measured on {measured_words(records)}", *disturbance_words(records)) if records else ()),
     )
@@ -98,8 +99,7 @@ def _judged(one: Judgement) -> str:
     if one.ours is None:
         return ""
     number = interval_words(one.claim.measure, one.ours)
-    name = one.strongest if one.claim.judged == "strongest" else one.naive
-    return f"{number} against {name}, " if one.claim.measure in COMPARING else f"{number}, "
+    return f"{number} against {one.decided_by}, " if one.decided_by else f"{number}, "
 
 
 def _conditions(one: Judgement) -> str:
@@ -119,7 +119,7 @@ def _learnt(one: Judgement) -> str:
         return f", asked {', '.join(sorted(tasks_of(one.records)))}"
     if learning is None:
         return ""
-    seeds = len(seeds_of(one.claim, one.records))
+    seeds = len(seeds_of(one.claim, one.records, one.decided_by))
     return f", {learning.tokens:,} tokens, {seeds} seed{'s' * (seeds > 1)}"
 
 

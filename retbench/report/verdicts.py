@@ -2,18 +2,18 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 from models.sizes import SIZES
 from retbench.record import Record
 from retbench.report.claims import COMPARING, TUNED, Claim
-from retbench.report.claims_measures import MEASURES
-from retbench.report.claims_settings import TABLE_3, rank, settings, tasks_of
+from retbench.report.claims_measures import MEASURES, seeds_of
+from retbench.report.claims_settings import TABLE_3, kind, rank, settings, tasks_of
 from retbench.report.tables import shortened
 from retbench.statistics import Interval
 
-Verdict = Literal["supported", "not supported", "undecided", "not run"]
+Verdict = Literal["not supported", "undecided", "supported", "not run"]  # the worst first
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Judgement:
     ours: Interval | None = None
     by_baseline: Mapping[str, Interval] | None = None
     records: tuple[Record, ...] = ()  # that the number rests on
+    decided_by: str | None = None  # the baseline whose number decides
 
     @property
     def naive(self) -> str | None:
@@ -46,22 +47,43 @@ def judge(claim: Claim, records: Sequence[Record]) -> Judgement:
     groups = settings(claim, own)
     for group in groups:
         ours, by_baseline = MEASURES[claim.measure](claim, group)
-        if claim.measure in COMPARING:
-            found = Judgement(claim, "undecided", "", None, by_baseline)
+        found = Judgement(claim, "undecided", "", ours, by_baseline, tuple(group))
+        if claim.measure not in COMPARING:
+            deciding = [found] if ours else []
+        elif claim.judged == "each":
+            deciding = [replace(found, ours=one, decided_by=name) for name, one in by_baseline.items()]
+        else:
             name = found.strongest if claim.judged == "strongest" else found.naive
-            ours = by_baseline[name] if name else None
-        if ours is not None:
-            verdict, words = _verdict(claim, ours, group)
-            return Judgement(claim, verdict, words, ours, by_baseline, tuple(group))
+            deciding = [replace(found, ours=by_baseline[name], decided_by=name)] if name else []
+        if deciding:
+            return _worst([_decided(one) for one in deciding])
     if groups and claim.measure == "exponent":
         return Judgement(claim, "undecided", "the lengths measured do not tell", records=tuple(groups[0]))
     return Judgement(claim, "not run", _why_not(claim, own))
 
 
-def _verdict(claim: Claim, ours: Interval, group: Sequence[Record]) -> tuple[Verdict, str]:
+def _decided(one: Judgement) -> Judgement:
+    """With the verdict that its number gives, where the records behind it may decide."""
+    lacking = _lacking(one)
+    verdict, reason = ("undecided", lacking) if lacking or one.ours is None else _verdict(one.claim, one.ours)
+    return replace(one, verdict=verdict, reason=reason)
+
+
+def _worst(found: Sequence[Judgement]) -> Judgement:
+    """Of judgements by one baseline each; where each must be worse, those that are missing leave it undecided."""
+    worst = min(found, key=lambda one: (get_args(Verdict).index(one.verdict), one.ours.low if one.ours else 0.0))
+    if worst.claim.judged != "each" or worst.verdict == "not supported":
+        return worst
+    missing = [name for name in worst.claim.against if name not in (worst.by_baseline or {})]
+    if missing:
+        words = f"{' and '.join(missing)} {'were' if len(missing) > 1 else 'was'} not measured"
+        reason = words if worst.verdict == "supported" else f"{worst.reason}; {words}"
+        return replace(worst, verdict="undecided", reason=reason)
+    return replace(worst, reason=f"{worst.reason}, of each baseline") if worst.verdict == "supported" else worst
+
+
+def _verdict(claim: Claim, ours: Interval) -> tuple[Verdict, str]:
     """From the interval alone, never from its middle."""
-    if lacking := _lacking(claim, group):
-        return "undecided", lacking
     bounds = {"above": claim.above, "at most": claim.at_most}
     wanted = " and ".join(f"{words} {bound:g}" for words, bound in bounds.items() if bound is not None)
     least = -math.inf if claim.above is None else claim.above
@@ -73,11 +95,12 @@ def _verdict(claim: Claim, ours: Interval, group: Sequence[Record]) -> tuple[Ver
     return "undecided", f"only a part of the interval is {wanted}"
 
 
-def _lacking(claim: Claim, group: Sequence[Record]) -> str:
-    """Why no number of these records decides; nothing where one does."""
+def _lacking(one: Judgement) -> str:
+    """Why its number cannot decide; nothing where it can."""
+    claim, group = one.claim, one.records
     if claim.from_size and rank(group[0]) < list(SIZES).index(claim.from_size):
         return f"only {claim.from_size} and larger can decide"
-    if claim.measure == "loss" and len(seeds_of(claim, group)) < 2:
+    if claim.measure == "loss" and len(seeds_of(claim, group, one.decided_by)) < 2:
         return "one seed does not tell how far others would lie apart"
     if claim.measure == "accuracy" and not tasks_of(group) <= TABLE_3:
         return f"only tasks of Table 3 can decide, not {', '.join(sorted(tasks_of(group)))}"
@@ -86,12 +109,6 @@ def _lacking(claim: Claim, group: Sequence[Record]) -> str:
 
 def _why_not(claim: Claim, records: Sequence[Record]) -> str:
     """Which command would change that, and what became of those that were tried."""
-    failed = [one for one in records if one.status != "ok" and one.cell.system in (claim.system, *claim.against)]
+    failed = [one for one in records if one.status != "ok" and kind(claim, one) in (claim.system, *claim.against)]
     tried = [f"{one.cell.label}: {one.status}, {shortened(str(one.reason))}" for one in failed[:1]]
     return "; ".join([*tried, f"{claim.command} makes the records"])
-
-
-def seeds_of(claim: Claim, group: Sequence[Record]) -> set[int]:
-    """Those that the system and a baseline were trained with."""
-    own = {record.cell.seed for record in group if record.cell.system == claim.system}
-    return own & {record.cell.seed for record in group if record.cell.system in claim.against}

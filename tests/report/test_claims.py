@@ -137,6 +137,53 @@ def test_one_seed_decides_no_loss() -> None:
     assert "1,966,080 tokens, 1 seed, " in to_markdown([claims_table([found])])
 
 
+VARIANTS = CLAIMS["better-than-variants"]
+
+
+def variants(losses: dict[str, tuple[float, ...]]) -> list[Record]:
+    """Runs of RetNet, and of each baseline by the nats a token by which its seeds 0, 1, ... are worse."""
+    runs = {"retnet": (0.0, 0.0), **losses}
+    return [
+        learnt(system, seed, 1.5 + loss, experiment="perplexity")
+        for system, own in runs.items()
+        for seed, loss in enumerate(own)
+    ]
+
+
+def test_each_baseline_must_be_worse_not_the_strongest_alone() -> None:
+    narrow = dict.fromkeys(VARIANTS.against, (0.05, 0.05))
+    wide, better = {**narrow, "rwkv": (-0.02, 0.14)}, {**narrow, "h3": (-0.1, -0.1)}
+    supported, open_, lost = (judge(VARIANTS, variants(losses)) for losses in (narrow, wide, better))
+
+    assert (supported.verdict, supported.reason) == ("supported", "the whole interval is above 0, of each baseline")
+    assert (open_.verdict, open_.strongest, open_.decided_by) == ("undecided", "linear-transformer", "rwkv")
+    assert (lost.verdict, lost.decided_by) == ("not supported", "h3")
+    assert " nats (" in (text := to_markdown([claims_table([open_])]))
+    assert "against rwkv, only a part of the interval is above 0" in text
+
+
+def test_a_baseline_that_was_not_measured_leaves_a_claim_on_each_undecided() -> None:
+    worse, better = (0.05, 0.05), (-0.1, -0.1)
+    two = judge(VARIANTS, variants({"rwkv": worse, "hyena": worse}))
+    three = judge(VARIANTS, variants({"linear-transformer": worse, "rwkv": worse, "hyena": worse}))
+
+    assert (two.verdict, two.reason) == ("undecided", "linear-transformer and h3 were not measured")
+    assert (three.verdict, three.reason) == ("undecided", "h3 was not measured")
+    assert judge(VARIANTS, variants({"rwkv": better})).verdict == "not supported"
+
+
+def test_the_seeds_that_count_are_those_of_the_baseline_that_decides() -> None:
+    found = judge(VARIANTS, variants({**dict.fromkeys(VARIANTS.against, (0.09, 0.09)), "hyena": (0.05,)}))
+    assert (found.verdict, found.decided_by) == ("undecided", "hyena")
+    assert found.reason == "one seed does not tell how far others would lie apart"
+
+    strongest = replace(VARIANTS, judged="strongest")
+    records = variants({"rwkv": (0.05, 0.05), "h3": (0.09, 0.09)})
+    kept = [one for one in records if (one.cell.system, one.cell.seed) not in (("rwkv", 0), ("h3", 1))]
+    assert judge(strongest, kept).verdict == "undecided"
+    assert judge(strongest, records).verdict == "supported"
+
+
 def answered(system: str, task: str, right: int) -> Record:
     documents = [{"doc": number, "acc": float(number < right)} for number in range(100)]
     asked = cell(f"{system}:a", size="checkpoint", workload="evaluate", task=task, num_fewshot=0)
@@ -196,6 +243,7 @@ def test_the_ledger_says_verdict_reason_conditions_and_what_the_paper_leaves_ope
     [
         ({"measure": "guess"}, "latency: measure must be one of"),
         ({"judged": "all"}, "latency: judged must be one of"),
+        ({"judged": "each", "measure": "value"}, "latency: value compares with no baseline"),
         ({"above": None}, "latency: above or at_most must be given"),
         ({"against": ()}, "latency: advantage needs against"),
     ],
