@@ -83,9 +83,8 @@ def _accuracy(claim: Claim, group: Sequence[Record]) -> Found:
     answers: dict[str, dict[str, dict[Any, float]]] = {}
     counted = tasks_of(group)
     for record in (one for one in group if str(one.cell.task) in counted):
-        if str(record.cell.num_fewshot) == claim.metric:
-            found = {one["doc"]: 100.0 * one["acc"] for one in record.notes.get("documents", [])}
-            answers.setdefault(kind(claim, record), {})[str(record.cell.task)] = found
+        found = {one["doc"]: 100.0 * one["acc"] for one in record.notes.get("documents", [])}
+        answers.setdefault(kind(claim, record), {})[str(record.cell.task)] = found
     mine, others = answers.pop(claim.system, {}), {}
     for name, theirs in answers.items():
         tasks = [

@@ -1,12 +1,13 @@
 """Which records may be compared for a claim: those of one setting, the setting nearest to the paper's first."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from models.sizes import SIZES
 from retbench.evaluate.tasks import TASKS
 from retbench.record import Record
+from retbench.report.accuracy_tables import checkpoint_of
 from retbench.report.claims import Claim
 
 Setting = tuple[Any, ...]
@@ -15,12 +16,17 @@ TABLE_3 = {task.name for task in TASKS}
 
 
 def settings(claim: Claim, records: Sequence[Record]) -> list[list[Record]]:
-    """The ok records of each setting, the one nearest to the paper's first: with baselines, as it is, large, long."""
+    """The ok records of each setting, the one nearest to the paper's first: with baselines, as it is, large, long.
+
+    Of checkpoints, which are compared in pairs: of all documents, many tasks, the last evaluated.
+    """
     groups: dict[Setting, list[Record]] = {}
     for record in records:
-        if record.status == "ok" and kind(claim, record) in (claim.system, *claim.against):
+        asked = claim.measure != "accuracy" or str(record.cell.num_fewshot) == claim.metric
+        if record.status == "ok" and kind(claim, record) in (claim.system, *claim.against) and asked:
             groups.setdefault(_setting(claim, record), []).append(record)
-    return sorted(groups.values(), key=lambda group: _nearness(claim, group), reverse=True)
+    parts = [part for group in groups.values() for part in _parts(claim, group)]
+    return sorted(parts, key=lambda part: _nearness(claim, part), reverse=True)
 
 
 def _setting(claim: Claim, record: Record) -> Setting:
@@ -35,8 +41,28 @@ def _setting(claim: Claim, record: Record) -> Setting:
     return record.machine, cell
 
 
+def _parts(claim: Claim, group: list[Record]) -> list[list[Record]]:
+    """Records that agree in a setting, each of checkpoints with one other: none stands for what another was asked."""
+    if claim.measure != "accuracy":
+        return [group]
+    mine = [record for record in group if kind(claim, record) == claim.system]
+    theirs = [record for record in group if kind(claim, record) != claim.system]
+    return [[*own, *other] for own in _apart(mine, checkpoint_of) for other in _apart(theirs, checkpoint_of)]
+
+
+def _apart(records: Sequence[Record], of: Callable[[Record], Hashable]) -> list[list[Record]]:
+    """Records by what ``of`` says of them, first those that the last record of all is among."""
+    found: dict[Hashable, list[Record]] = {}
+    for record in reversed(records):
+        found.setdefault(of(record), []).append(record)
+    return [own[::-1] for own in found.values()]
+
+
 def _nearness(claim: Claim, group: Sequence[Record]) -> tuple[Any, ...]:
-    first, others = group[0].cell, {record.cell.system for record in group} - {claim.system}
+    first, others = group[0].cell, {kind(claim, record) for record in group} - {claim.system}
+    if claim.measure == "accuracy":
+        tasks = tasks_of(group)
+        return first.limit is None, len(tasks & TABLE_3), len(tasks), first.limit or 0, first.seq_len
     as_it_is = first.quantize == "none" and not first.compile
     compared = len(others) > 1 or claim.against == tuple(others)
     if claim.judged == "each":
@@ -51,8 +77,11 @@ def rank(record: Record) -> int:
 
 
 def tasks_of(group: Sequence[Record]) -> set[str]:
-    """What the models were asked: where some of it is of Table 3, that alone counts."""
-    asked = {str(record.cell.task) for record in group}
+    """What every checkpoint was asked: where some of it is of Table 3, that alone counts."""
+    by_checkpoint: dict[Hashable, set[str]] = {}
+    for record in group:
+        by_checkpoint.setdefault(checkpoint_of(record), set()).add(str(record.cell.task))
+    asked = set.intersection(*by_checkpoint.values())
     return asked & TABLE_3 or asked
 
 

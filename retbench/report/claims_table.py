@@ -108,15 +108,19 @@ def _conditions(one: Judgement) -> str:
         return ""
     cell, batches = one.records[0].cell, sorted({record.cell.batch_size for record in one.records})
     batch = " to ".join(str(size) for size in dict.fromkeys((batches[0], batches[-1])))
+    models = dict.fromkeys(record.cell.system for record in one.records)
+    what = " and ".join(models) if one.claim.measure == "accuracy" else cell.size
     where = f"{hardware_words(one.records)}, machine {one.records[0].machine}"
-    return f"at {cell.size}, batch {batch}, length {cell.seq_len}{_learnt(one)}, {where}"
+    return f"at {what}, batch {batch}, length {cell.seq_len}{_learnt(one)}, {where}"
 
 
 def _learnt(one: Judgement) -> str:
     """How long models were trained and how often, or what they were asked."""
     learning = one.records[0].cell.learning
     if one.claim.measure == "accuracy":
-        return f", asked {', '.join(sorted(tasks_of(one.records)))}"
+        limit = one.records[0].cell.limit
+        share = f", the first {limit} documents of each" if limit else ""
+        return f", asked {', '.join(sorted(tasks_of(one.records)))}{share}"
     if learning is None:
         return ""
     seeds = len(seeds_of(one.claim, one.records, one.decided_by))

@@ -102,9 +102,14 @@ def _lacking(one: Judgement) -> str:
         return f"only {claim.from_size} and larger can decide"
     if claim.measure == "loss" and len(seeds_of(claim, group, one.decided_by)) < 2:
         return "one seed does not tell how far others would lie apart"
-    if claim.measure == "accuracy" and not tasks_of(group) <= TABLE_3:
-        return f"only tasks of Table 3 can decide, not {', '.join(sorted(tasks_of(group)))}"
-    return ""
+    return _unasked(tasks_of(group)) if claim.measure == "accuracy" else ""
+
+
+def _unasked(tasks: set[str]) -> str:
+    """What of Table 3 both checkpoints were not asked."""
+    if not tasks <= TABLE_3:
+        return f"only tasks of Table 3 can decide, not {', '.join(sorted(tasks))}"
+    return "" if tasks == TABLE_3 else f"both were asked only {len(tasks)} of the {len(TABLE_3)} tasks of Table 3"
 
 
 def _why_not(claim: Claim, records: Sequence[Record]) -> str:

@@ -13,6 +13,7 @@ from models.catalogue import systems
 from retbench.record import Record
 from retbench.registry import experiments
 from retbench.report.claims import ClaimError, read_claims
+from retbench.report.claims_settings import TABLE_3
 from retbench.report.claims_table import claims_table
 from retbench.report.tables import to_markdown
 from retbench.report.verdicts import judge
@@ -184,22 +185,66 @@ def test_the_seeds_that_count_are_those_of_the_baseline_that_decides() -> None:
     assert judge(strongest, records).verdict == "supported"
 
 
-def answered(system: str, task: str, right: int) -> Record:
-    documents = [{"doc": number, "acc": float(number < right)} for number in range(100)]
-    asked = cell(f"{system}:a", size="checkpoint", workload="evaluate", task=task, num_fewshot=0)
-    return record(asked, experiment="evaluate", notes={"documents": documents})
+def answered(system: str, task: str, right: int, asked: int = 100, **other: Any) -> Record:
+    """The answers of a checkpoint, named a unless ``system`` names it; as many of them right."""
+    documents = [{"doc": number, "acc": float(number < right)} for number in range(asked)]
+    name = system if ":" in system else f"{system}:a"
+    of = cell(name, size="checkpoint", workload="evaluate", task=task, num_fewshot=0, weights=f"of {name}")
+    return record(replace(of, **other), experiment="evaluate", notes={"documents": documents})
 
 
-def test_tasks_of_table_3_alone_decide_accuracy() -> None:
+def test_tasks_of_table_3_alone_decide_accuracy_and_only_all_of_them() -> None:
     substitute = [answered("retnet", "cloze", 90), answered("transformer", "cloze", 10)]
-    papers = [answered("retnet", "copa", 10), answered("transformer", "copa", 90)]
-    alone, both = (judge(CLAIMS["zero-shot"], records) for records in (substitute, [*substitute, *papers]))
+    copa = [answered("retnet", "copa", 10), answered("transformer", "copa", 90)]
+    papers = [answered(system, task, right) for task in sorted(TABLE_3 - {"copa"})
+              for system, right in (("retnet", 10), ("transformer", 90))]  # fmt: skip
+    sets = (substitute, copa, [*copa, *papers[:-1]], [*substitute, *copa, *papers])
+    alone, one, six, every = (judge(CLAIMS["zero-shot"], records) for records in sets)
 
     assert (alone.verdict, alone.reason) == ("undecided", "only tasks of Table 3 can decide, not cloze")
-    assert both.ours is not None
-    assert both.ours.value == pytest.approx(-80)
-    assert both.verdict == "not supported"
-    assert "asked copa, " in to_markdown([claims_table([both])])
+    assert (one.verdict, one.reason) == ("undecided", "both were asked only 1 of the 7 tasks of Table 3")
+    assert six.reason == "both were asked only 6 of the 7 tasks of Table 3", "the last one only by one of them"
+    assert every.ours is not None
+    assert every.ours.value == pytest.approx(-80)
+    assert every.verdict == "not supported"
+    text = to_markdown([claims_table([every])])
+    assert "at retnet:a and transformer:a, batch 8, length 8192, asked boolq, copa, hellaswag, " in text
+    assert "documents of each" not in text
+
+
+def test_answers_of_two_checkpoints_are_those_of_neither() -> None:
+    records = [
+        *(answered("retnet:a", task, right) for task, right in (("copa", 50), ("boolq", 60))),
+        answered("retnet:b", "copa", 100),
+        *(answered("transformer", task, 50) for task in ("copa", "boolq")),
+    ]
+    found = judge(CLAIMS["zero-shot"], records)
+    again = judge(CLAIMS["zero-shot"], [*records, answered("retnet:b", "boolq", 100)])
+    newer = judge(CLAIMS["zero-shot"], [*records, *(answered("retnet:a", task, 0, weights="new") for task in TABLE_3)])
+
+    assert found.ours is not None and again.ours is not None and newer.ours is not None
+    assert found.ours.value == pytest.approx(5), "of a, which was asked more"
+    assert again.ours.value == pytest.approx(50), "of b, the last of equals"
+    assert newer.ours.value == pytest.approx(-50), "of the last weights under one name"
+    assert "at retnet:a and transformer:a, " in to_markdown([claims_table([found])])
+
+
+def test_all_documents_decide_rather_than_the_first_ones() -> None:
+    limited = [answered(system, task, right, 10, limit=10) for task in ("copa", "boolq")
+               for system, right in (("retnet", 9), ("transformer", 1))]  # fmt: skip
+    whole = [answered("retnet", "copa", 50), answered("transformer", "copa", 50)]
+    part, both = (judge(CLAIMS["zero-shot"], records) for records in (limited, [*limited, *whole]))
+
+    assert part.ours is not None and both.ours is not None
+    assert both.ours.value == 0
+    assert "asked boolq, copa, the first 10 documents of each" in to_markdown([claims_table([part])])
+    assert "documents of each" not in to_markdown([claims_table([both])])
+
+
+def test_an_evaluation_that_failed_is_the_reason_of_not_run() -> None:
+    dead = failed(answered("retnet", "copa", 0).cell, "oom", "too large")
+
+    assert "oom, too large" in judge(CLAIMS["zero-shot"], [replace(dead, experiment="evaluate")]).reason
 
 
 def test_sizes_that_the_claim_is_not_about_decide_nothing() -> None:
