@@ -35,6 +35,8 @@ class Claim:
     above: float | None = None
     at_most: float | None = None
     from_size: str | None = None
+    from_length: int | None = None
+    chunk_size: int | None = None
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ from retbench.evaluate.tasks import TASKS
 from retbench.record import Record
 from retbench.report.accuracy_tables import checkpoint_of
 from retbench.report.claims import Claim
+from retbench.spec import Training
 
 Setting = tuple[Any, ...]
 
@@ -18,14 +19,15 @@ TABLE_3 = {task.name for task in TASKS}
 def settings(claim: Claim, records: Sequence[Record]) -> list[list[Record]]:
     """The ok records of each setting, the one nearest to the paper's first: with baselines, as it is, large, long.
 
-    Of checkpoints, which are compared in pairs: of all documents, many tasks, the last evaluated.
+    Of checkpoints, which are compared in pairs: of all documents, many tasks, the last evaluated. Otherwise the order
+    of the records decides nothing: what is measured again stays in its place.
     """
     groups: dict[Setting, list[Record]] = {}
     for record in records:
         asked = claim.measure != "accuracy" or str(record.cell.num_fewshot) == claim.metric
         if record.status == "ok" and kind(claim, record) in (claim.system, *claim.against) and asked:
             groups.setdefault(_setting(claim, record), []).append(record)
-    parts = [part for group in groups.values() for part in _parts(claim, group)]
+    parts = [part for setting in sorted(groups, key=repr) for part in _parts(claim, groups[setting])]
     return sorted(parts, key=lambda part: _nearness(claim, part), reverse=True)
 
 
@@ -42,12 +44,16 @@ def _setting(claim: Claim, record: Record) -> Setting:
 
 
 def _parts(claim: Claim, group: list[Record]) -> list[list[Record]]:
-    """Records that agree in a setting, each of checkpoints with one other: none stands for what another was asked."""
-    if claim.measure != "accuracy":
-        return [group]
+    """Records that agree in a setting, those of the system first: chunk sizes apart, checkpoints in pairs.
+
+    So none stands for what another was asked, or for how fast another is.
+    """
     mine = [record for record in group if kind(claim, record) == claim.system]
     theirs = [record for record in group if kind(claim, record) != claim.system]
-    return [[*own, *other] for own in _apart(mine, checkpoint_of) for other in _apart(theirs, checkpoint_of)]
+    if claim.measure == "accuracy":
+        return [[*own, *other] for own in _apart(mine, checkpoint_of) for other in _apart(theirs, checkpoint_of)]
+    chunks = _apart(mine, lambda record: record.cell.chunk_size)
+    return [[*own, *(one for one in theirs if one.cell.chunk_size in (None, own[0].cell.chunk_size))] for own in chunks]
 
 
 def _apart(records: Sequence[Record], of: Callable[[Record], Hashable]) -> list[list[Record]]:
@@ -60,15 +66,27 @@ def _apart(records: Sequence[Record], of: Callable[[Record], Hashable]) -> list[
 
 def _nearness(claim: Claim, group: Sequence[Record]) -> tuple[Any, ...]:
     first, others = group[0].cell, {kind(claim, record) for record in group} - {claim.system}
+    chunk, plain = first.chunk_size, first.training in (None, Training())
     if claim.measure == "accuracy":
         tasks = tasks_of(group)
         return first.limit is None, len(tasks & TABLE_3), len(tasks), first.limit or 0, first.seq_len
-    as_it_is = first.quantize == "none" and not first.compile
+    as_it_is = first.quantize == "none" and not first.compile and first.mem_limit_bytes is None
     compared = len(others) > 1 or claim.against == tuple(others)
     if claim.judged == "each":
         compared = others >= set(claim.against)
     tokens = first.learning.tokens if first.learning else 0
-    return compared, as_it_is, rank(group[0]), tokens, first.seq_len, first.batch_size
+    large = not too_small(claim, group[0]), rank(group[0]), tokens, first.seq_len
+    batch_size = max(record.cell.batch_size for record in group)
+    return compared, as_it_is, *large, plain, chunk == claim.chunk_size, chunk is None, batch_size, chunk or 0
+
+
+def too_small(claim: Claim, record: Record) -> str:
+    """Why a record of this size and length decides nothing; empty where it can."""
+    if claim.from_size and rank(record) < list(SIZES).index(claim.from_size):
+        return f"only {claim.from_size} and larger can decide"
+    if claim.from_length and record.cell.seq_len < claim.from_length:
+        return f"only length {claim.from_length} and more can decide"
+    return ""
 
 
 def rank(record: Record) -> int:

@@ -9,6 +9,7 @@ from retbench.report.conditions import disturbance_words, hardware_words, measur
 from retbench.report.numbers import ABSENT, ratio, significant
 from retbench.report.tables import Column, Entry, Table
 from retbench.report.verdicts import Judgement
+from retbench.spec import Cell
 from retbench.statistics import Interval
 
 COLUMNS = (
@@ -111,7 +112,19 @@ def _conditions(one: Judgement) -> str:
     models = dict.fromkeys(record.cell.system for record in one.records)
     what = " and ".join(models) if one.claim.measure == "accuracy" else cell.size
     where = f"{hardware_words(one.records)}, machine {one.records[0].machine}"
-    return f"at {what}, batch {batch}, length {cell.seq_len}{_learnt(one)}, {where}"
+    return f"at {what}, batch {batch}, length {cell.seq_len}{_differing(cell)}{_learnt(one)}, {where}"
+
+
+def _differing(cell: Cell) -> str:
+    """What of the way it was measured is not the plain one, and the chunk size where there is one."""
+    parts = {
+        cell.training.words if cell.training else "": cell.training is not None,
+        f"chunks of {cell.chunk_size}": cell.chunk_size is not None,
+        f"{cell.quantize} weights": cell.quantize != "none",
+        "compiled": cell.compile,
+        f"a limit of {cell.mem_limit_bytes} bytes": cell.mem_limit_bytes is not None,
+    }
+    return "".join(f", {words}" for words, holds in parts.items() if words and holds)
 
 
 def _learnt(one: Judgement) -> str:

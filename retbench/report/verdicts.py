@@ -5,11 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from models.sizes import SIZES
 from retbench.record import Record
 from retbench.report.claims import COMPARING, TUNED, Claim
 from retbench.report.claims_measures import MEASURES, seeds_of
-from retbench.report.claims_settings import TABLE_3, kind, rank, settings, tasks_of
+from retbench.report.claims_settings import TABLE_3, kind, settings, tasks_of, too_small
 from retbench.report.tables import shortened
 from retbench.statistics import Interval
 
@@ -98,8 +97,8 @@ def _verdict(claim: Claim, ours: Interval) -> tuple[Verdict, str]:
 def _lacking(one: Judgement) -> str:
     """Why its number cannot decide; nothing where it can."""
     claim, group = one.claim, one.records
-    if claim.from_size and rank(group[0]) < list(SIZES).index(claim.from_size):
-        return f"only {claim.from_size} and larger can decide"
+    if small := too_small(claim, group[0]):
+        return small
     if claim.measure == "loss" and len(seeds_of(claim, group, one.decided_by)) < 2:
         return "one seed does not tell how far others would lie apart"
     return _unasked(tasks_of(group)) if claim.measure == "accuracy" else ""

@@ -17,6 +17,7 @@ from retbench.report.claims_settings import TABLE_3
 from retbench.report.claims_table import claims_table
 from retbench.report.tables import to_markdown
 from retbench.report.verdicts import judge
+from retbench.spec import Training
 from tests.models.helpers import repeatable
 from tests.report.factory import SYSTEMS, cell, failed, record, sweep
 from tests.report.test_learning_tables import learnt
@@ -24,6 +25,13 @@ from tests.report.test_training_tables import trained
 
 CLAIMS = {claim.name: claim for claim in paper_claims()}
 LATENCY = CLAIMS["latency"]
+REQUIRED = """
+    throughput memory latency latency-over-length memory-over-length latency-over-batch
+    training-memory training-speed training-speed-flash training-memory-flash
+    parallel-training constant-inference linear-memory recurrent-form chunkwise-form
+    better-above-2b zero-shot four-shot better-than-variants context-512 context-2048
+    gate group-norm decay multi-scale-decay head-dimension
+"""
 
 
 def decoded(system: str, tpot_ms: float, spread: float = 0.0, **other: Any) -> Record:
@@ -66,13 +74,58 @@ def test_the_naive_baseline_alone_decides_nothing() -> None:
 
 
 def test_a_claim_that_names_its_baseline_is_not_judged_by_another() -> None:
-    records = [
-        replace(one, experiment="training") for one in (trained("retnet", 600.0), trained("transformer-flash", 500.0))
-    ]
+    records = [step("retnet", 600.0), step("transformer-flash", 500.0)]
 
     assert judge(CLAIMS["training-speed"], records).verdict == "not run"
     assert judge(CLAIMS["training-speed-flash"], records).verdict == "supported"
     assert judge(CLAIMS["training-memory-flash"], records).verdict == "not supported"
+
+
+def step(system: str, tokens_per_s: float, **other: Any) -> Record:
+    """An optimizer step at the paper's length."""
+    return replace(trained(system, tokens_per_s, **{"seq_len": 8192, **other}), experiment="training")
+
+
+def test_a_plain_step_decides_whatever_was_measured_last() -> None:
+    plain = [step("retnet", 900.0, chunk_size=512), step("transformer", 100.0)]
+    block = [step(system, 300.0, training=Training("block"), chunk_size=chunk)
+             for system, chunk in (("retnet", 512), ("transformer", None))]  # fmt: skip
+    orders = ([*plain, *block], [*block, *plain], [plain[0], *block, plain[1]])
+    found = [judge(CLAIMS["training-speed"], records) for records in orders]
+    alone = judge(CLAIMS["training-speed"], [plain[0], *block])
+
+    assert [one.ours and one.ours.value for one in found] == [9.0] * 3
+    assert alone.ours is not None and alone.ours.value == 1
+    assert "length 8192, chunks of 512, cpu" in to_markdown([claims_table([found[0]])])
+    assert "length 8192, checkpointed blocks, chunks of 512, cpu" in to_markdown([claims_table([alone])])
+
+
+def test_the_papers_chunk_size_decides_and_another_stands_apart() -> None:
+    base, paper = step("transformer", 100.0), step("retnet", 900.0, chunk_size=512)
+    others = [step("retnet", 100.0 + n, chunk_size=n) for n in (128, 256)]
+    orders = ([base, paper, *others], [*others, paper, base])
+    last = judge(CLAIMS["training-speed"], [base, *others])
+
+    assert [judge(CLAIMS["training-speed"], records).verdict for records in orders] == ["supported"] * 2
+    assert {one.cell.chunk_size for one in last.records} == {None, 256}
+
+
+def test_lengths_below_the_papers_decide_nothing_about_what_grows_with_them() -> None:
+    short = [step(system, speed, seq_len=4096) for system, speed in (("retnet", 900.0), ("transformer", 100.0))]
+    found = judge(CLAIMS["training-speed"], short)
+
+    assert (found.verdict, found.reason) == ("undecided", "only length 8192 and more can decide")
+    assert all(claim.from_length == 8192 for claim in CLAIMS.values() if claim.experiment == "training")
+    records = sweep(lengths=(1024,))
+    for name in ("throughput", "memory", "latency"):
+        assert judge(CLAIMS[name], records).reason == found.reason
+
+
+def test_a_length_that_can_decide_goes_before_a_larger_model_that_cannot() -> None:
+    whole = [step(system, speed) for system, speed in (("retnet", 900.0), ("transformer", 100.0))]
+    large = [replace(one, cell=replace(one.cell, size="1.3b", seq_len=4096)) for one in whole]
+
+    assert judge(CLAIMS["training-speed"], [*large, *whole]).verdict == "supported"
 
 
 def test_bytes_decide_without_an_interval() -> None:
@@ -262,7 +315,7 @@ def test_what_failed_is_the_reason_of_not_run() -> None:
 
 
 def test_every_claim_names_what_exists_and_is_not_run_without_records() -> None:
-    assert len(CLAIMS) == len(paper_claims()) >= 24
+    assert [claim.name for claim in paper_claims()] == REQUIRED.split()
     for claim in CLAIMS.values():
         assert {claim.system, *claim.against} <= set(systems())
         assert claim.experiment in experiments()
