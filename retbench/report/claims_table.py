@@ -5,7 +5,9 @@ from collections.abc import Callable, Sequence
 from retbench.report.claims import Measure
 from retbench.report.claims_measures import seeds_of
 from retbench.report.claims_settings import tasks_of
-from retbench.report.conditions import disturbance_words, hardware_words, measured_words
+from retbench.report.commands import command_of
+from retbench.report.conditions import disturbance_words, hardware_words, measured_words, version_words
+from retbench.report.exhibit import Exhibit
 from retbench.report.numbers import ABSENT, ratio, significant
 from retbench.report.tables import Column, Entry, Table
 from retbench.report.verdicts import Judgement
@@ -33,8 +35,11 @@ COLUMNS = (
 )
 
 
-def claims_table(judgements: Sequence[Judgement]) -> Table:
-    """A row a claim, and a footnote for each with its words, its reason and what the paper leaves open."""
+def claims_table(judgements: Sequence[Judgement], exhibits: Sequence[Exhibit] = ()) -> Table:
+    """A row a claim, and a footnote for each with its words, its reason and what the paper leaves open.
+
+    ``exhibits`` are those whose records decide: they tell which commands make just these.
+    """
     counts = {verdict: sum(one.verdict == verdict for one in judgements) for verdict in _VERDICTS}
     records = [record for one in judgements for record in one.records]
     notes = (
@@ -45,13 +50,13 @@ def claims_table(judgements: Sequence[Judgement]) -> Table:
         *((f"measured on {measured_words(records)}", *disturbance_words(records)) if records else ()),
     )
     title = "The paper's claims: " + ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
-    return Table("claims", title, COLUMNS, tuple(map(_row, judgements)), notes)
+    return Table("claims", title, COLUMNS, tuple(_row(one, _command(one, exhibits)) for one in judgements), notes)
 
 
 _VERDICTS = ("supported", "not supported", "undecided", "not run")
 
 
-def _row(one: Judgement) -> tuple[Entry, ...]:
+def _row(one: Judgement, command: str) -> tuple[Entry, ...]:
     claim, ours = one.claim, one.ours
     naive, strongest = (_baseline(one, name) for name in (one.naive, one.strongest))
     plain = (
@@ -61,7 +66,7 @@ def _row(one: Judgement) -> tuple[Entry, ...]:
         _conditions(one),
         one.reason,
         "; ".join(claim.notes),
-        claim.command,
+        command,
     )
     return (
         Entry(claim.name, claim.name),
@@ -74,6 +79,12 @@ def _row(one: Judgement) -> tuple[Entry, ...]:
         *naive,
         *(Entry(text, text) for text in plain),
     )
+
+
+def _command(one: Judgement, exhibits: Sequence[Exhibit]) -> str:
+    """What makes the records that decide, several commands in turn; without any the claim's own."""
+    shown = next((exhibit for exhibit in exhibits if exhibit.experiment == one.claim.experiment), None)
+    return " && ".join(command_of(shown, one.records).splitlines()) if shown and one.records else one.claim.command
 
 
 def _baseline(one: Judgement, name: str | None) -> tuple[Entry, Entry]:
@@ -111,7 +122,8 @@ def _conditions(one: Judgement) -> str:
     batch = " to ".join(str(size) for size in dict.fromkeys((batches[0], batches[-1])))
     models = dict.fromkeys(record.cell.system for record in one.records)
     what = " and ".join(models) if one.claim.measure == "accuracy" else cell.size
-    where = f"{hardware_words(one.records)}, machine {one.records[0].machine}"
+    versions = version_words(one.records)
+    where = f"{hardware_words(one.records)}, machine {one.records[0].machine}{versions and f', {versions}'}"
     return f"at {what}, batch {batch}, length {cell.seq_len}{_differing(cell)}{_learnt(one)}, {where}"
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.claims import paper_claims
+from experiments.claims import ledger, paper_claims
 from models.catalogue import systems
 from retbench.record import Record
 from retbench.registry import experiments
@@ -321,6 +321,19 @@ def test_every_claim_names_what_exists_and_is_not_run_without_records() -> None:
         assert claim.experiment in experiments()
         assert claim.command.startswith("retbench ")
         assert judge(claim, []).verdict == "not run"
+
+
+def test_the_ledger_holds_the_command_of_the_records_that_decide() -> None:
+    (table,) = ledger([*sweep(batches=(1, 8)), *sweep(lengths=(512,))])
+    names = [column.name for column in table.columns]
+    rows = {row[0].text: dict(zip(names, row, strict=True)) for row in table.rows}
+
+    assert rows["latency"]["command"].text == (
+        f"retbench inference --systems {','.join(SYSTEMS)} --size small --seq-len 8192 --batch-size 8 --dtype bf16 "
+        "--device cpu --threads 2 --seed 0"
+    )
+    assert rows["gate"]["command"].text == "retbench ablation"
+    assert "machine lab-2c, torch 2.13.0+cpu, commit 0123456789ab (dirty)" in rows["latency"]["conditions"].text
 
 
 def test_the_ledger_says_verdict_reason_conditions_and_what_the_paper_leaves_open() -> None:
