@@ -63,8 +63,9 @@ def judge(claim: Claim, records: Sequence[Record]) -> Judgement:
 
 def _decided(one: Judgement) -> Judgement:
     """With the verdict that its number gives, where the records behind it may decide."""
-    lacking = _lacking(one)
-    verdict, reason = ("undecided", lacking) if lacking or one.ours is None else _verdict(one.claim, one.ours)
+    if lacking := _lacking(one):
+        return replace(one, verdict="undecided", reason=lacking)
+    verdict, reason = _verdict(one.claim, one.ours) if one.ours else (one.verdict, one.reason)
     return replace(one, verdict=verdict, reason=reason)
 
 
