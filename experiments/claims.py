@@ -51,10 +51,11 @@ def command(
 
 def ledger(records: Sequence[Record]) -> "list[Table]":
     """Every claim with its verdict."""
-    from retbench.report.claims import judge
     from retbench.report.claims_table import claims_table
+    from retbench.report.draw import exhibits
+    from retbench.report.verdicts import judge
 
-    return [claims_table([judge(claim, records) for claim in paper_claims()])]
+    return [claims_table([judge(claim, records) for claim in paper_claims()], exhibits())]
 
 
 def figures(records: Sequence[Record]) -> "Mapping[str, Figure]":

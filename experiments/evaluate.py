@@ -147,12 +147,12 @@ def parse_shots(text: str) -> tuple[int, ...]:
 
 
 def tables(records: Sequence[Record]) -> "list[Table]":
-    """Accuracies beside the paper's and, of two checkpoints, their differences."""
-    from retbench.report.accuracy_tables import accuracy_table, difference_table
+    """Accuracies beside the paper's and, of two names of checkpoints, the differences of the last of each."""
+    from retbench.report.accuracy_tables import accuracy_table, checkpoint_of, difference_table
 
-    checkpoints = list(dict.fromkeys(record.cell.system for record in records))
+    last = {record.cell.system: checkpoint_of(record) for record in records}
     first = [accuracy_table(records, _table())]
-    return [*first, difference_table(records, *checkpoints, _table())] if len(checkpoints) == 2 else first
+    return [*first, difference_table(records, *last.values(), _table())] if len(last) == 2 else first
 
 
 EXHIBITS = (

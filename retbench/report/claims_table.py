@@ -2,10 +2,16 @@
 
 from collections.abc import Callable, Sequence
 
-from retbench.report.claims import COMPARING, Judgement, Measure, seeds_of, tasks_of
-from retbench.report.conditions import disturbance_words, hardware_words, measured_words
+from retbench.report.claims import Measure
+from retbench.report.claims_measures import seeds_of
+from retbench.report.claims_settings import tasks_of
+from retbench.report.commands import command_of
+from retbench.report.conditions import disturbance_words, hardware_words, measured_words, version_words
+from retbench.report.exhibit import Exhibit
 from retbench.report.numbers import ABSENT, ratio, significant
 from retbench.report.tables import Column, Entry, Table
+from retbench.report.verdicts import Judgement
+from retbench.spec import Cell
 from retbench.statistics import Interval
 
 COLUMNS = (
@@ -29,25 +35,28 @@ COLUMNS = (
 )
 
 
-def claims_table(judgements: Sequence[Judgement]) -> Table:
-    """A row a claim, and a footnote for each with its words, its reason and what the paper leaves open."""
+def claims_table(judgements: Sequence[Judgement], exhibits: Sequence[Exhibit] = ()) -> Table:
+    """A row a claim, and a footnote for each with its words, its reason and what the paper leaves open.
+
+    ``exhibits`` are those whose records decide: they tell which commands make just these.
+    """
     counts = {verdict: sum(one.verdict == verdict for one in judgements) for verdict in _VERDICTS}
     records = [record for one in judgements for record in one.records]
     notes = (
         "the verdict is of what was measured here: supported and not supported need the whole interval on one side, "
         "else it is undecided; where a claim compares, measured is against the strongest baseline, or against the one "
-        "that the claim names",
+        "that the claim names, or, where each baseline must be worse, against the one that decides",
         *(f"{one.claim.name}: {_words(one)}" for one in judgements),
         *((f"measured on {measured_words(records)}", *disturbance_words(records)) if records else ()),
     )
     title = "The paper's claims: " + ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
-    return Table("claims", title, COLUMNS, tuple(map(_row, judgements)), notes)
+    return Table("claims", title, COLUMNS, tuple(_row(one, _command(one, exhibits)) for one in judgements), notes)
 
 
 _VERDICTS = ("supported", "not supported", "undecided", "not run")
 
 
-def _row(one: Judgement) -> tuple[Entry, ...]:
+def _row(one: Judgement, command: str) -> tuple[Entry, ...]:
     claim, ours = one.claim, one.ours
     naive, strongest = (_baseline(one, name) for name in (one.naive, one.strongest))
     plain = (
@@ -57,7 +66,7 @@ def _row(one: Judgement) -> tuple[Entry, ...]:
         _conditions(one),
         one.reason,
         "; ".join(claim.notes),
-        claim.command,
+        command,
     )
     return (
         Entry(claim.name, claim.name),
@@ -70,6 +79,12 @@ def _row(one: Judgement) -> tuple[Entry, ...]:
         *naive,
         *(Entry(text, text) for text in plain),
     )
+
+
+def _command(one: Judgement, exhibits: Sequence[Exhibit]) -> str:
+    """What makes the records that decide, several commands in turn; without any the claim's own."""
+    shown = next((exhibit for exhibit in exhibits if exhibit.experiment == one.claim.experiment), None)
+    return " && ".join(command_of(shown, one.records).splitlines()) if shown and one.records else one.claim.command
 
 
 def _baseline(one: Judgement, name: str | None) -> tuple[Entry, Entry]:
@@ -96,8 +111,7 @@ def _judged(one: Judgement) -> str:
     if one.ours is None:
         return ""
     number = interval_words(one.claim.measure, one.ours)
-    name = one.strongest if one.claim.judged == "strongest" else one.naive
-    return f"{number} against {name}, " if one.claim.measure in COMPARING else f"{number}, "
+    return f"{number} against {one.decided_by}, " if one.decided_by else f"{number}, "
 
 
 def _conditions(one: Judgement) -> str:
@@ -106,18 +120,35 @@ def _conditions(one: Judgement) -> str:
         return ""
     cell, batches = one.records[0].cell, sorted({record.cell.batch_size for record in one.records})
     batch = " to ".join(str(size) for size in dict.fromkeys((batches[0], batches[-1])))
-    where = f"{hardware_words(one.records)}, machine {one.records[0].machine}"
-    return f"at {cell.size}, batch {batch}, length {cell.seq_len}{_learnt(one)}, {where}"
+    models = dict.fromkeys(record.cell.system for record in one.records)
+    what = " and ".join(models) if one.claim.measure == "accuracy" else cell.size
+    versions = version_words(one.records)
+    where = f"{hardware_words(one.records)}, machine {one.records[0].machine}{versions and f', {versions}'}"
+    return f"at {what}, batch {batch}, length {cell.seq_len}{_differing(cell)}{_learnt(one)}, {where}"
+
+
+def _differing(cell: Cell) -> str:
+    """What of the way it was measured is not the plain one, and the chunk size where there is one."""
+    parts = {
+        cell.training.words if cell.training else "": cell.training is not None,
+        f"chunks of {cell.chunk_size}": cell.chunk_size is not None,
+        f"{cell.quantize} weights": cell.quantize != "none",
+        "compiled": cell.compile,
+        f"a limit of {cell.mem_limit_bytes} bytes": cell.mem_limit_bytes is not None,
+    }
+    return "".join(f", {words}" for words, holds in parts.items() if words and holds)
 
 
 def _learnt(one: Judgement) -> str:
     """How long models were trained and how often, or what they were asked."""
     learning = one.records[0].cell.learning
     if one.claim.measure == "accuracy":
-        return f", asked {', '.join(sorted(tasks_of(one.records)))}"
+        limit = one.records[0].cell.limit
+        share = f", the first {limit} documents of each" if limit else ""
+        return f", asked {', '.join(sorted(tasks_of(one.records)))}{share}"
     if learning is None:
         return ""
-    seeds = len(seeds_of(one.claim, one.records))
+    seeds = len(seeds_of(one.claim, one.records, one.decided_by))
     return f", {learning.tokens:,} tokens, {seeds} seed{'s' * (seeds > 1)}"
 
 

@@ -32,6 +32,12 @@ def hardware_words(records: Sequence[Record]) -> str:
     return ", ".join(part for part in parts if part)
 
 
+def version_words(records: Sequence[Record]) -> str:
+    """Versions of torch and of this repository."""
+    torch = _values("torch {}", records, lambda record: record.environment.get("torch"))
+    return ", ".join(part for part in (torch, _values("commit {}", records, _commit)) if part)
+
+
 def disturbance_words(records: Sequence[Record]) -> tuple[str, ...]:
     """A warning where others used the processors: processes by the load average, other machines by stolen time."""
     loads = [record.notes.get("load_average", 0.0) - record.cell.threads * _ranks(record) for record in records]

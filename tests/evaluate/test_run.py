@@ -161,6 +161,43 @@ def test_a_limit_stands_in_every_format(tmp_path: Path, settings: Settings) -> N
     assert [line.rpartition(",")[2] for line in to_csv(table).splitlines()] == ["limit", "2", "2", "2", "2"]
 
 
+def test_of_several_settings_the_fullest_is_shown_once(tmp_path: Path, settings: Settings) -> None:
+    few = replace(settings, limit=2)
+    first = run(evaluation(tmp_path, few, tasks="copa"), Child([1, 1]))
+    whole = run(evaluation(tmp_path, settings, tasks="copa"), Child([1, 0, 1, 0]))
+    boolq = run(evaluation(tmp_path, few, tasks="boolq"), Child([1, 0, 0, 0]))
+    again = [replace(whole[0], metrics={**whole[0].metrics, "acc_percent": 25.0})]
+    table = tables([*whole, *first, *boolq])[0]
+    rows = {str(row[1].value): row for row in table.rows}
+
+    assert len(rows) == len(table.rows) == 3
+    assert [rows[task][3].value for task in ("copa", "boolq", "average")] == [50.0, 25.0, 37.5]
+    assert [rows[task][-1].text for task in ("copa", "boolq", "average")] == ["", "2", "several"]
+    assert rows["average"][6].text == "2 tasks"
+    assert any(note.startswith("1 more result of these tasks and checkpoints: ") for note in table.footnotes)
+    assert tables([*first, *whole, *again])[0].rows[0][3].value == 25.0, "the last of equals"
+    assert "more result" not in to_markdown(tables(whole))
+
+
+def test_what_ran_and_failed_is_shown_with_its_status(tmp_path: Path, settings: Settings) -> None:
+    table = tables(run(evaluation(tmp_path, settings, tasks="copa"), Child([1], dies_at="copa")))[0]
+
+    assert table.rows[0][3].text == "killed"
+
+
+def test_other_weights_under_one_name_stand_apart(tmp_path: Path, settings: Settings) -> None:
+    records = []
+    for weights, right in (("1" * 64, [1, 1]), ("2" * 64, [0, 0])):
+        what = evaluation(tmp_path, settings, tasks="copa")
+        what = replace(what, checkpoint=replace(what.checkpoint, weights=weights))
+        records += run(what, Child(right))
+    table = tables(records)[0]
+
+    assert [row[2].text for row in table.rows] == [f"retnet:a ({digit * 8})" for digit in "1212"]
+    assert [row[3].value for row in table.rows] == [100.0, 0.0, 100.0, 0.0]
+    assert {row[6].text for row in table.rows[2:]} == {"1 task"}
+
+
 def test_shots_are_numbers_from_0_on() -> None:
     assert parse_shots("0, 4,0") == (0, 4)
     for text in ("", "-1", "a", "0,,1", "1000"):
