@@ -12,8 +12,8 @@ from multiprocessing.connection import Connection
 def beside(work: Callable[[], None]) -> Iterator[None]:
     """``work`` runs in a fork while the block does, and both have ended after it; without safe forks, after the block.
 
-    What it changes in memory is lost, its files stay. Raises the OSError that it raised, RuntimeError where the fork
-    died. A block that fails ends it.
+    What it changes in memory is lost, its files stay. Raises the OSError that it raised, ChildProcessError where the
+    fork died. A block that fails ends it.
     """
     if sys.platform != "linux":  # the frameworks of macOS do not survive a fork
         yield
@@ -30,7 +30,8 @@ def beside(work: Callable[[], None]) -> Iterator[None]:
             failure = receiver.recv()
         except EOFError:
             process.join()
-            raise RuntimeError(f"the process that worked beside this one ended with {process.exitcode}") from None
+            words = f"the process that worked beside this one ended with {process.exitcode}"
+            raise ChildProcessError(words) from None
         if failure is not None:
             raise failure
     finally:

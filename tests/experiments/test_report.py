@@ -1,11 +1,15 @@
 """`retbench report` for real: what it writes, the same each time, and that a failure leaves what was there."""
 
+import gc
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from retbench import report_command
+from retbench.errors import UsageError
 from retbench.record import Record
 from retbench.report.files import MOST_ROWS, readable, replaced
 from retbench.report.tables import Column, Entry, Table
@@ -116,6 +120,20 @@ def test_reports_that_cannot_be_written_are_one_line(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
     assert (tmp_path / "reports").read_text(encoding="utf-8") == "a file"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["reports", "results"]
+
+
+def test_a_child_that_dies_while_it_draws_is_one_line_and_leaves_the_earlier_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results(tmp_path)
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports" / "report.md").write_text("earlier", encoding="utf-8")
+    monkeypatch.setattr("retbench.report.files._save_figures", lambda *_: os._exit(9))
+
+    with pytest.raises(UsageError, match=r"ended with 9\); the earlier reports are untouched"):
+        report_command.command(only="table1", out=tmp_path)
+    assert files(tmp_path / "reports") == {"report.md": b"earlier"}
+    assert gc.isenabled()
 
 
 def test_a_report_that_fails_half_way_leaves_the_earlier_one_and_no_debris(tmp_path: Path) -> None:

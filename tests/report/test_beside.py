@@ -30,7 +30,8 @@ def test_its_oserror_is_raised_with_the_name_of_the_file(tmp_path: Path) -> None
 
 
 def test_one_that_was_killed_is_no_success() -> None:
-    with pytest.raises(RuntimeError, match="ended with -9"), beside(lambda: os.kill(os.getpid(), signal.SIGKILL)):
+    killed = pytest.raises(ChildProcessError, match="ended with -9")
+    with killed, beside(lambda: os.kill(os.getpid(), signal.SIGKILL)):
         pass
 
 
