@@ -1,11 +1,14 @@
 """Work that a copy of this process does while this one goes on with its own."""
 
 import multiprocessing
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
+
+from retbench.worker import die_with_parent
 
 
 @contextmanager
@@ -21,7 +24,7 @@ def beside(work: Callable[[], None]) -> Iterator[None]:
         return
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_tell, args=(work, sender), daemon=True)
+    process = context.Process(target=_tell, args=(work, sender, os.getpid()), daemon=True)
     process.start()
     sender.close()
     try:
@@ -40,8 +43,11 @@ def beside(work: Callable[[], None]) -> Iterator[None]:
         receiver.close()
 
 
-def _tell(work: Callable[[], None], sender: Connection) -> None:
-    """Sends the OSError of ``work``, or None."""
+def _tell(work: Callable[[], None], sender: Connection, parent: int) -> None:
+    """Sends the OSError of ``work``, or None; ends with its parent, kill -9 too."""
+    die_with_parent()
+    if os.getppid() != parent:  # it had died before
+        return
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends this process
     failure = None
     try:

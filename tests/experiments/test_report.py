@@ -165,6 +165,22 @@ def test_a_report_that_was_killed_between_its_renames_is_put_back(tmp_path: Path
     assert files(tmp_path) == {"reports/report.md": b"earlier"}
 
 
+def test_what_a_killed_report_left_goes_and_what_another_one_is_writing_stays(tmp_path: Path) -> None:
+    left = tmp_path / ".reports-new-k1ll3d__" / "reports"
+    left.mkdir(parents=True)
+    mine = tmp_path / ".reports-notes"
+    mine.mkdir()
+    with replaced(tmp_path / "reports", ()) as first:
+        (first / "report.md").write_text("first", encoding="utf-8")
+        with replaced(tmp_path / "reports", ()) as second:
+            (second / "report.md").write_text("second", encoding="utf-8")
+            assert not left.exists()
+            assert first.exists()
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".reports-notes", "reports"]
+    assert files(tmp_path) == {"reports/report.md": b"first"}
+
+
 def test_a_long_table_is_whole_in_csv_and_says_elsewhere_that_it_goes_on() -> None:
     rows = tuple((Entry(at, str(at)),) for at in range(2500))
     table = Table("long", "Long", (Column("at", "at"),), rows, ("a note",))
