@@ -166,5 +166,6 @@ EXHIBITS = (
         "retbench training-cost",
         tables,
         figures,
+        sized=True,
     ),
 )

@@ -16,6 +16,8 @@ from retbench.report.tables import Column, Entry, Table
 from tests.experiments.conftest import run
 from tests.report.factory import sweep
 from tests.report.test_draw import on, write
+from tests.report.test_scaling import learnt
+from tests.report.test_speed_tables import speed
 from tests.report.test_training_tables import GROUP
 
 
@@ -108,6 +110,24 @@ def test_bad_input_is_one_line_and_leaves_the_earlier_report(
     assert done.stderr.count("\n") == 1
     assert message in done.stderr
     assert files(reported / "reports") == before
+
+
+def test_records_of_unknown_sizes_and_metrics_that_are_no_numbers_are_told_and_left_out(tmp_path: Path) -> None:
+    one = speed("retnet", 10)
+    unknown = [replace(one, experiment="speed", cell=replace(one.cell, size="3b")), replace(one, experiment="speed")]
+    write(tmp_path / "results", unknown, experiment="speed")
+    run_3b = replace(learnt("retnet", "nano", 0, 2.0), experiment="scaling")
+    write(tmp_path / "results", [replace(run_3b, cell=replace(run_3b.cell, size="3b"))], experiment="scaling")
+    results(tmp_path)
+    path = tmp_path / "results" / "lab-2c" / "inference.jsonl"
+    path.write_text(path.read_text().replace('"tpot_ms": ', '"tpot_ms": "x", "was": ', 1))
+    done = run(tmp_path, "report", "--only", "speed,figure5,figure1,claims")
+
+    assert done.returncode == 0, done.stderr
+    assert "inference.jsonl:1: skipped, tpot_ms is 'x', which is no number" in done.stderr
+    assert "2 records of scaling, speed left out: this retbench does not know their size 3b" in done.stderr
+    assert "speed: 1 records" in done.stderr
+    assert "figure5: not run: no records" in done.stderr
 
 
 def test_reports_that_cannot_be_written_are_one_line(tmp_path: Path) -> None:
