@@ -26,8 +26,8 @@ REPORT = "report.md"
 PAGE = "index.html"
 INTRODUCTION = (
     "Every number was measured by the command below its exhibit, unless it is called the paper's or a model's. The "
-    "folder of an experiment holds its exhibits one by one: Markdown, tables as CSV and LaTeX (booktabs, graphicx), "
-    f"figures as {', '.join(suffix.upper() for suffix in SUFFIXES)}."
+    "folder of an experiment holds its exhibits one by one: Markdown, tables as CSV and LaTeX (booktabs, graphicx, T1 "
+    f"fonts), figures as {', '.join(suffix.upper() for suffix in SUFFIXES)}."
 )
 
 
