@@ -2,23 +2,36 @@
 
 import gc
 import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import cycle, islice, product
 from pathlib import Path
 
 import pytest
 
+from models.catalogue import paper_systems
 from retbench import report_command
 from retbench.errors import UsageError
 from retbench.record import Record
 from retbench.report.files import MOST_ROWS, readable, replaced
 from retbench.report.tables import Column, Entry, Table
-from tests.experiments.conftest import run
-from tests.report.factory import sweep
+from tests.experiments.conftest import arguments, run, variables
+from tests.report.factory import cell, measured, sweep
 from tests.report.test_draw import on, write
 from tests.report.test_scaling import learnt
 from tests.report.test_speed_tables import speed
 from tests.report.test_training_tables import GROUP
+
+# Runs a command, and writes its exit status, its most memory in KiB and its seconds. A small process does so: whoever
+# is started counts the memory of the process that started it as its own.
+WATCHED = """
+import resource, subprocess, sys, time
+started = time.monotonic()
+status = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode
+print(status, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, time.monotonic() - started)
+"""
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -220,3 +233,26 @@ def test_the_whole_report_of_two_machines_is_drawn(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     found = files(tmp_path / "reports")
     assert {"inference/figure6.svg", "inference/figure1-this.svg", "inference/figure1-that.svg"} <= set(found)
+
+
+@pytest.mark.slow
+def test_twenty_thousand_records_are_drawn_in_a_gigabyte(tmp_path: Path) -> None:
+    sizes, dtypes, kilos, batches = ("tiny", "mini", "small", "200m"), ("bf16", "fp32"), range(1, 13), (1, 2, 4, 8, 16)
+    cells = product(sizes, dtypes, kilos, batches, paper_systems())
+    lines = [
+        measured(cell(system, 1024 * kilo, batch, size=size, dtype=dtype)).to_json() + "\n"
+        for size, dtype, kilo, batch, system in cells
+    ]
+    path = tmp_path / "results" / "lab-2c" / "inference.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_text("".join(islice(cycle(lines), 20_000)), encoding="utf-8")  # as if all had been measured again
+    watched = [sys.executable, "-c", WATCHED, *arguments("report")]
+    done = subprocess.run(watched, cwd=tmp_path, env=variables(), capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+    status, peak_kib, seconds = map(float, done.stdout.split())
+    print(f"20,000 records: {seconds:.1f} s, {peak_kib / 1024:.0f} MiB")
+    assert status == 0, done.stderr
+    assert peak_kib * 1024 < 10**9
+    assert f"figure6: {len(lines)} records" in done.stderr
+    assert (tmp_path / "reports" / "index.html").stat().st_size > 0
