@@ -69,8 +69,12 @@ def command(
 def tables(records: Sequence[Record]) -> "list[Table]":
     """Table 1 measured, a row for each system and claim; then every exponent of every system."""
     from retbench.report.conditions import disturbance_words, measured_words
+    from retbench.report.growth import CONSTANT
     from retbench.report.tables import Column, Entry, Table
 
+    constant = (
+        f"a time that grows by under {CONSTANT * 100:g} % over all lengths is called constant, without an interval"
+    )
     conditions = (f"measured on {measured_words(records)}", *disturbance_words(records))
     claims = (
         Column("system", "system", justify="left"),
@@ -93,7 +97,7 @@ def tables(records: Sequence[Record]) -> "list[Table]":
             title="Table 1, measured",
             columns=claims,
             rows=tuple(row for record in records for row in _claim_rows(record)),
-            footnotes=(*_NOTES, *_shortfalls(records), *conditions),
+            footnotes=(*_NOTES, constant, *_shortfalls(records), *conditions),
             section=("system",),
         ),
         Table(
@@ -262,17 +266,21 @@ def _claim_rows(record: Record) -> "list[tuple[Entry, ...]]":
     for name, words, key, orders, tolerance in _CLAIMS:
         said = claim[key] if claim else None
         decided = verdict(found[name], said, orders, around, tolerance) if said else ABSENT
-        rows.append((system, Entry(name, words), *_measured_entries(found[name]), *_said(said, decided)))
+        measured = _measured_entries(found[name], timed=name == "decode")
+        rows.append((system, Entry(name, words), *measured, *_said(said, decided)))
     return [_parallel_row(record, system, claim), *rows]
 
 
-def _measured_entries(found: "Interval | None") -> "tuple[Entry, Entry, Entry]":
+def _measured_entries(found: "Interval | None", timed: bool) -> "tuple[Entry, Entry, Entry]":
+    """The exponent with its interval; a time that is called constant has none."""
     from retbench.report.numbers import ABSENT
     from retbench.report.tables import Entry
 
     if found is None:
         return (Entry(None, ABSENT),) * 3
     entry = Entry(found.value, f"N^{found.value:.2f}" if found.value else "constant")
+    if timed and not found.value:
+        return entry, Entry(None, ABSENT), Entry(None, ABSENT)
     return entry, Entry(found.low, f"{found.low:.2f} to {found.high:.2f}"), Entry(found.high, f"{found.high:.2f}")
 
 

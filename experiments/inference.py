@@ -86,7 +86,7 @@ def command(
 def show_paper_model(out: Path, output_format: str) -> None:
     """Figure 6 as a plan for the paper's size, batch and device, beside its points."""
     from retbench.predictions import predicted
-    from retbench.report.figures import save
+    from retbench.report.figures import save_all
     from retbench.report.paper import inference_paper
     from retbench.report.paper_model import cells
     from retbench.report.tables import Format, render
@@ -94,8 +94,7 @@ def show_paper_model(out: Path, output_format: str) -> None:
     records = predicted(PAPER_MODEL, cells(inference_paper()), out)
     fmt = "json" if output_format == "jsonl" else output_format
     render(paper_model_tables(records), cast(Format, fmt), sys.stdout)
-    figures = paper_model_figures(records).items()
-    files = [file for stem, figure in figures for file in save(figure, out / "reports" / PAPER_MODEL, stem)]
+    files = save_all(paper_model_figures(records), out / "reports" / PAPER_MODEL)
     print(f"figures: {', '.join(map(str, files))}", file=sys.stderr)
 
 

@@ -73,4 +73,4 @@ def paper() -> dict[str, Any]:
     return numbers_beside(__file__)
 
 
-EXHIBITS = (Exhibit("figure5", "Figure 5: scaling curves", "scaling", "retbench scaling", tables, figures),)
+EXHIBITS = (Exhibit("figure5", "Figure 5: scaling curves", "scaling", "retbench scaling", tables, figures, sized=True),)

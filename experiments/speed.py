@@ -157,6 +157,7 @@ EXHIBITS = (
         "retbench speed",
         tables,
         lambda records: {},
+        sized=True,
     ),
 )
 

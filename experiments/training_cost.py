@@ -77,7 +77,7 @@ def command(
     )
 
     from retbench.predictions import predicted
-    from retbench.report.figures import save, table4
+    from retbench.report.figures import save_all, table4
     from retbench.report.tables import Format, render
 
     kinds = cast(tuple[Checkpointing, ...], get_args(Checkpointing)) if fit else (assumed.checkpointing,)
@@ -85,7 +85,7 @@ def command(
     found = cost_tables(costs, assumed, find_specification(DEVICE), measured_peaks(out), fits(costs) if fit else [])
     fmt = "json" if output_format == "jsonl" else output_format
     render(found, cast(Format, fmt), sys.stdout)
-    files = save(table4.draw(costs, assumed), out / "reports" / EXPERIMENT, "table4-model")
+    files = save_all({"table4-model": table4.draw(costs, assumed)}, out / "reports" / EXPERIMENT)
     print(f"figures: {', '.join(map(str, files))}", file=sys.stderr)
 
 
@@ -166,5 +166,6 @@ EXHIBITS = (
         "retbench training-cost",
         tables,
         figures,
+        sized=True,
     ),
 )

@@ -66,16 +66,13 @@ def command(
     found, problems = histories(results)
 
     from retbench.report.figures import history as figure
-    from retbench.report.figures import save
+    from retbench.report.figures import save_all
     from retbench.report.history_table import history_table
     from retbench.report.tables import Format as TableFormat
     from retbench.report.tables import render
 
     render(history_table(found, problems), cast(TableFormat, output_format), sys.stdout)
-    try:
-        files = save(figure.draw(found), out / "reports" / "history", "history")
-    except OSError as error:
-        raise UsageError(f"cannot write figures to {out}: {error.strerror or error}") from error
+    files = save_all({"history": figure.draw(found)}, out / "reports" / "history")
     print(f"figures: {', '.join(map(str, files))}", file=sys.stderr)
 
 

@@ -1,6 +1,7 @@
 """What came out: one record a cell, one JSON object a line, schema versioned."""
 
 import json
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
@@ -13,6 +14,13 @@ Status = Literal["ok", "oom", "timeout", "killed", "unsupported", "error", "skip
 
 
 Data = dict[str, Any]
+
+# How the names of metrics end or begin that are no numbers: words, and a number for each sample, visit or rank.
+WORDS, LISTS, OF_RANKS = ("_status", "_reason"), ("_ns", "_groups"), "rank_"
+OF_CELL: Mapping[type, tuple[str, ...]] = {
+    str: ("system", "size", "workload", "dtype", "device"),
+    int: ("seq_len", "batch_size", "threads", "seed"),
+}
 
 # An older version -> what turns its data into those of the next one; version 1 is the first.
 MIGRATIONS: Mapping[int, Callable[[Data], Data]] = {}
@@ -79,11 +87,34 @@ class Record:
         try:
             data = _migrated(json.loads(line, parse_constant=_no_constant))
             known = {name: data[name] for name in cls.__dataclass_fields__ if name in data}
-            return cls(**{**known, "cell": Cell.from_dict(data["cell"])})
+            record = cls(**{**known, "cell": Cell.from_dict(data["cell"])})
+            _check(record)
+            return record
         except RecordError:
             raise
         except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
             raise RecordError(f"not a record: {error!r}") from error
+
+
+def _check(record: Record) -> None:
+    """RecordError where what is read of a cell or a metric is not what its name says; any metric may be None."""
+    cell = vars(record.cell)
+    for kind, names in OF_CELL.items():
+        for name in names:
+            if not isinstance(cell[name], kind):
+                raise RecordError(f"{name} of the cell must be a {kind.__name__}, not {cell[name]!r:.50}")
+    for metrics in (record.metrics, *record.contexts):
+        for name, value in metrics.items():
+            if not _is_metric(name, value):
+                raise RecordError(f"{name} is {value!r:.50}, which is no number")
+
+
+def _is_metric(name: str, value: object) -> bool:
+    if isinstance(value, int | float):
+        return -sys.float_info.max <= value <= sys.float_info.max  # 1e999 is JSON, and read as infinite
+    if isinstance(value, list):
+        return name.endswith(LISTS) or name.startswith(OF_RANKS)
+    return value is None or (isinstance(value, str) and name.endswith(WORDS))
 
 
 def _migrated(data: Data) -> Data:

@@ -24,10 +24,20 @@ def command(
     machine: Machine = "all",
     out: options.Out = Path(),
 ) -> None:
+    collects = gc.isenabled()
+    gc.disable()  # a short run of many small objects, which looking for garbage again and again makes twice as long
+    try:
+        _report(only, systems, machine, out)
+    finally:
+        if collects:
+            gc.enable()
+
+
+def _report(only: str, systems: str, machine: str, out: Path) -> None:
+    """Reads, draws and writes; raises UsageError before the earlier reports are touched."""
     from retbench.report.draw import draw, exhibits, read_records
     from retbench.report.files import PAGE, REPORT, replaced, write
 
-    gc.disable()  # a short run of many small objects, which looking for garbage again and again makes twice as long
     known = {exhibit.name: exhibit for exhibit in exhibits()}
     named = choose(only, known, "exhibit")
     chosen = [exhibit for name, exhibit in known.items() if name in named]

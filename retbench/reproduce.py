@@ -1,7 +1,8 @@
 """Runs all that a preset lists, whole experiments and then the report, and continues where it was stopped.
 
 Each step is a command of its own. What is stored already is not measured again, so after any end, kill -9 too, the same
-command goes on. Exit status: 0 done, 1 a step failed (the rest has run), 2 bad input, 130 interrupted.
+command goes on. Times are expected, not limits: a step is ended, as one that hangs, after five times its own and five
+minutes more. Exit status: 0 done, 1 a step failed (the rest has run), 2 bad input, 130 interrupted.
 """
 
 import shlex
@@ -94,6 +95,8 @@ def plan_table(preset: Preset) -> Table:
     notes = (
         f"{len(rows)} step{'s' * (len(rows) != 1)}, about {format_duration(preset.takes_s)} on two cores; "
         "what is stored already is not measured again",
+        "times are expected, not limits: a step is ended, as one that hangs, after "
+        f"{OVERRUN:g} times its own and {format_duration(HANGING_S)} more",
     )
     return Table("plan", f"{preset.name}: {preset.summary}", columns, rows, notes)
 

@@ -11,7 +11,6 @@ from rich.console import Console
 from models.catalogue import peer_of
 from retbench import plan
 from retbench.devices import Device
-from retbench.errors import UsageError
 from retbench.isolate import run_worker
 from retbench.plan import Prediction
 from retbench.progress import Progress
@@ -105,13 +104,9 @@ class Session:
         render([table], cast(Format, fmt), sys.stdout)
 
     def _draw(self, report: Report, records: Sequence[Record], console: Console, path: Path) -> None:
-        from retbench.report.figures import save
+        from retbench.report.figures import save_all
 
-        folder = self.out / "reports" / self.experiment
-        try:
-            drawn = [file for stem, figure in report.figures(records).items() for file in save(figure, folder, stem)]
-        except OSError as error:
-            raise UsageError(f"cannot write figures to {folder}: {error.strerror or error}") from error
+        drawn = save_all(report.figures(records), self.out / "reports" / self.experiment)
         self._say(console, f"records: {path}")
         if drawn:
             self._say(console, f"figures: {', '.join(str(file) for file in drawn)}")

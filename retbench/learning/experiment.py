@@ -179,13 +179,9 @@ def run_suite(suite: "Suite", report: "Report", fresh: bool, output_format: str,
 
 def draw(experiment: str, report: "Report", records: Sequence[Record], out: Path, console: "Console") -> None:
     """Writes the figures below reports/."""
-    from retbench.report.figures import save
+    from retbench.report.figures import save_all
 
-    folder = out / "reports" / experiment
-    try:
-        files = [file for stem, figure in report.figures(records).items() for file in save(figure, folder, stem)]
-    except OSError as error:
-        raise UsageError(f"cannot write figures to {folder}: {error.strerror or error}") from error
+    files = save_all(report.figures(records), out / "reports" / experiment)
     if files:
         _say(console, f"figures: {', '.join(map(str, files))}")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.catalogue import peers, systems
+from models.sizes import SIZES
 from retbench.errors import UsageError
 from retbench.learning.run import ORDERS
 from retbench.record import Record
@@ -64,7 +65,10 @@ def read_records(results: Path, machines: str = "all", chosen_systems: str = "al
     found = sorted({record.cell.system for record in records})
     kept = set(choose(chosen_systems, found, "system"))
     records = sorted((one for one in records if one.cell.system in kept), key=lambda one: place(one.cell.system))
-    return Results(tuple(records), (*problems, *_strangers(records)))
+    sized = {exhibit.experiment for exhibit in exhibits() if exhibit.sized}
+    lost = [one for one in records if one.experiment in sized and one.cell.size not in SIZES]
+    records = [one for one in records if one.experiment not in sized or one.cell.size in SIZES]
+    return Results(tuple(records), (*problems, *_strangers(records), *_sizeless(lost)))
 
 
 def current(records: Sequence[Record]) -> list[Record]:
@@ -147,6 +151,14 @@ def _strangers(records: Sequence[Record]) -> tuple[str, ...]:
     known = {*systems(), *(row for peer in peers().values() for row in peer.rows), *_NOT_MODELS}
     unknown = sorted({one.cell.system for one in records if one.cell.checkpoint is None} - known)
     return (f"systems that this retbench does not know, shown as they are: {', '.join(unknown)}",) if unknown else ()
+
+
+def _sizeless(lost: Sequence[Record]) -> tuple[str, ...]:
+    """A line on records whose sizes this retbench does not know, where it would have to."""
+    sizes = ", ".join(sorted({one.cell.size for one in lost}))
+    where = ", ".join(sorted({one.experiment for one in lost}))
+    words = f"{len(lost)} records of {where} left out: this retbench does not know their size {sizes}"
+    return (words,) if lost else ()
 
 
 def _commands() -> str:

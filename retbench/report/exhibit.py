@@ -19,7 +19,7 @@ class Exhibit:
     ``command`` what makes them. ``tables`` and ``figures`` draw them, figures by file stem; both get records of one
     machine at a time, but figures that ``overlays`` says can hold several. ``sums_up``: it reads the records of every
     experiment. ``systems`` are the rows of the paper, which the first table begins with: those without a
-    record are told to be not run.
+    record are told to be not run. ``sized``: it needs to know the sizes of models.
     """
 
     name: str
@@ -31,6 +31,7 @@ class Exhibit:
     overlays: bool = False
     sums_up: bool = False
     systems: tuple[str, ...] = ()
+    sized: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
 """The files of a report: tables as Markdown, CSV and LaTeX, figures, report.md and index.html, put in place at once."""
 
+import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Container, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
@@ -15,14 +17,17 @@ from retbench.report.latex import to_latex
 from retbench.report.page import page
 from retbench.report.tables import Table, markdown_text, to_csv, to_markdown
 
+if sys.platform != "win32":
+    import fcntl
+
 MOST_ROWS = 1000  # of a table that people read; a browser would take long over more
 
 REPORT = "report.md"
 PAGE = "index.html"
 INTRODUCTION = (
     "Every number was measured by the command below its exhibit, unless it is called the paper's or a model's. The "
-    "folder of an experiment holds its exhibits one by one: Markdown, tables as CSV and LaTeX (booktabs, graphicx), "
-    f"figures as {', '.join(suffix.upper() for suffix in SUFFIXES)}."
+    "folder of an experiment holds its exhibits one by one: Markdown, tables as CSV and LaTeX (booktabs, graphicx, T1 "
+    f"fonts), figures as {', '.join(suffix.upper() for suffix in SUFFIXES)}."
 )
 
 
@@ -99,33 +104,83 @@ def table_stem(one: Drawn, table: Table) -> str:
 def replaced(folder: Path, anew: Container[str]) -> Iterator[Path]:
     """A new folder that takes the place of ``folder`` when the block ends well; else that stays as it was.
 
-    It begins with copies of what ``folder`` holds, but for the names of ``anew``. Whoever was killed between the two
-    renames left the earlier folder beside: it is put back first.
+    It begins with copies of what ``folder`` holds, but for the names of ``anew``. It lies in a folder of its own, which
+    nobody else uses. What killed ones left beside is set right first: ``folder`` put back, where it was being replaced.
     """
     folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     earlier = folder.with_name(f".{folder.name}-earlier")
-    if earlier.exists() and not folder.exists():
-        earlier.rename(folder)
-    with tempfile.TemporaryDirectory(
-        dir=folder.parent, prefix=f".{folder.name}-", ignore_cleanup_errors=True
-    ) as scratch:
-        new = Path(scratch) / folder.name
-        new.mkdir()
-        for source in sorted(folder.iterdir()) if folder.exists() else ():
-            if source.name not in anew:
-                (shutil.copytree if source.is_dir() else shutil.copy2)(source, new / source.name)
-        yield new
-        shutil.rmtree(earlier, ignore_errors=True)
-        if folder.exists():
-            folder.rename(earlier)
-        try:
-            new.rename(folder)
-        except OSError:
-            if earlier.exists():
+    with ExitStack() as ends:
+        with _locked(folder.parent):
+            if earlier.exists() and not folder.exists():
                 earlier.rename(folder)
-            raise
-        shutil.rmtree(earlier, ignore_errors=True)
+            new = ends.enter_context(_scratch(folder)) / folder.name
+            new.mkdir()
+            for source in sorted(folder.iterdir()) if folder.exists() else ():
+                if source.name not in anew:
+                    (shutil.copytree if source.is_dir() else shutil.copy2)(source, new / source.name)
+        yield new
+        with _locked(folder.parent):
+            _swap(new, folder, earlier)
+
+
+def _swap(new: Path, folder: Path, earlier: Path) -> None:
+    shutil.rmtree(earlier, ignore_errors=True)
+    if folder.exists():
+        folder.rename(earlier)
+    try:
+        new.rename(folder)
+    except OSError:
+        if earlier.exists():
+            earlier.rename(folder)
+        raise
+    shutil.rmtree(earlier, ignore_errors=True)
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """A folder beside ``folder``, locked as long as this process lives; unlocked ones, of killed processes, go."""
+    prefix = f".{folder.name}-new-"
+    for left in folder.parent.glob(f"{prefix}*"):
+        if _abandoned(left):
+            shutil.rmtree(left, ignore_errors=True)
+    with (
+        tempfile.TemporaryDirectory(dir=folder.parent, prefix=prefix, ignore_cleanup_errors=True) as name,
+        _locked(Path(name)),
+    ):
+        yield Path(name)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """The folder for this process alone, until it ends in whatever way; where there are no such locks, for all."""
+    if sys.platform == "win32":
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a folder on a network may have none
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _abandoned(folder: Path) -> bool:
+    """Whether whoever made the folder has ended: nobody has it locked."""
+    if sys.platform == "win32":
+        return False
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:  # it has just gone
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
 
 
 def _state(one: Drawn) -> str:

@@ -29,9 +29,10 @@ def time_growth(points: Mapping[int, Groups]) -> Interval | None:
 
 
 def added_time_growth(points: Mapping[int, Groups]) -> Interval | None:
-    """The exponent of what a length adds to the time at the shortest one: 0 where it adds next to nothing.
+    """The exponent of what a length adds to the time at the shortest one: 0 where all add less than CONSTANT of it.
 
-    A decode step has a large constant part, the weights. None where the samples do not say whether anything is added.
+    That 0 is a word for it, and so are its ends: nothing was fitted. A decode step has a large constant part, the
+    weights. None where the samples do not say whether anything is added.
     """
     if len(points) < TAIL:
         return None

@@ -1,4 +1,4 @@
-"""Tables as LaTeX with booktabs and graphicx: every sign of every text escaped, compiled by pdflatex as they are."""
+"""Tables as LaTeX with booktabs, graphicx and T1 fonts: every text inert, compiled by pdflatex as they are."""
 
 import re
 import unicodedata
@@ -14,28 +14,35 @@ _SIGNS = {
     "γ": r"$\gamma$", "²": "$^2$", "…": r"\ldots{}", "–": r"\textendash{}",
     "—": r"\textemdash{}", "’": r"\char39{}",
 }  # fmt: skip
+_LACKING = set("ĦħĸĿŀŉŦŧ")  # of the letters from À to ž, what T1 fonts have no sign for
+PAGE_ROWS = 34  # of a table, one line each: what a page holds, at 12 pt too
 # A box that is made narrower where it is wider than the page.
 _NARROWED = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
 _PLAIN = re.compile(r"[A-Za-z0-9.,:;/+=()]*(?:[ -][A-Za-z0-9.,:;/+=()]+)*")
 
 
 def to_latex(table: Table) -> str:
-    """A ``table`` environment no wider than the page: the columns of a terminal, footnotes below.
+    """``table`` environments no larger than the page: the columns of a terminal; footnotes are text below the last.
 
-    Needs \\usepackage{booktabs,graphicx}.
+    Needs \\usepackage[T1]{fontenc} and \\usepackage{booktabs,graphicx}.
     """
     shown = table.shown("terminal")
     sides = "".join("r" if table.columns[at].justify == "right" else "l" for at in shown)
-    lines = [r"\begin{table}", r"\centering", rf"\caption{{{latex_text(table.title)}}}"]
-    if table.rows:
-        heads = [_header(table.columns[at].header) for at in shown]
-        body = [" & ".join(latex_text(row[at].text) for at in shown) + r" \\" for row in table.rows]
-        lines += [r"\setlength{\tabcolsep}{3pt}\small", _NARROWED, rf"\begin{{tabular}}{{{sides}}}", r"\toprule"]
-        lines += [" & ".join(heads) + r" \\", r"\midrule", *body, r"\bottomrule", r"\end{tabular}}"]
-    if table.footnotes:
+    head = " & ".join(_header(table.columns[at].header) for at in shown) + r" \\"
+    body = [" & ".join(latex_text(row[at].text) for at in shown) + r" \\" for row in table.rows]
+    title, lines = latex_text(table.title), list[str]()
+    for start in range(0, max(len(body), 1), PAGE_ROWS):
+        continued = " (continued)" if start else ""
+        lines += [r"\clearpage"] * bool(start)  # TeX holds few floats at a time
+        lines += [r"\begin{table}", r"\centering", rf"\caption{{{title}{continued}}}"]
+        if body:
+            lines += [r"\setlength{\tabcolsep}{3pt}\small", _NARROWED, rf"\begin{{tabular}}{{{sides}}}", r"\toprule"]
+            lines += [head, r"\midrule", *body[start : start + PAGE_ROWS], r"\bottomrule", r"\end{tabular}}"]
+        lines.append(r"\end{table}")
+    if table.footnotes:  # they may fill a page, which a float cannot go beyond
         notes = [latex_text(note) for note in table.footnotes]
-        lines += ["", r"\medskip", r"{\footnotesize\raggedright", *(f"{note}.\\par" for note in notes), "}"]
-    return "\n".join([*lines, r"\end{table}", ""])
+        lines += ["", rf"{{\footnotesize\raggedright\textbf{{{title}}}\par", *(f"{note}.\\par" for note in notes), "}"]
+    return "\n".join([*lines, ""])
 
 
 def latex_text(text: str) -> str:
@@ -47,7 +54,7 @@ def latex_text(text: str) -> str:
 
 
 def _known(sign: str) -> str:
-    if sign.isascii() or "À" <= sign <= "ž":
+    if sign.isascii() or ("À" <= sign <= "ž" and sign not in _LACKING):
         return sign
     plain = unicodedata.normalize("NFKD", sign).encode("ascii", "ignore").decode()
     return "".join(_SIGNS.get(one, one) for one in plain) or "?"

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from urllib.parse import quote
 
 from retbench import report_command
@@ -20,6 +19,7 @@ from retbench.errors import UsageError
 from retbench.record import Record
 from retbench.registry import choose
 from retbench.report.draw import draw, exhibits, read_records
+from retbench.report.files import replaced
 from retbench.report.tables import markdown_text, to_markdown
 
 RESULTS, REPORTS, README = "results", "reports", "README.md"
@@ -29,14 +29,14 @@ PART = re.compile(r"(<!-- generated: (\S+)/(\S+) -->\n).*?(<!-- end of generated
 def main() -> None:
     """Draws both anew; records and reports of this machine alone, which git does not keep, take no part."""
     try:
-        with TemporaryDirectory(dir=ROOT, prefix=".reports-") as scratch:
-            new = Path(scratch)
-            copy_kept(ROOT, new, RESULTS, README)
+        with replaced(ROOT / REPORTS, ()) as new:
+            root = new.with_name("root")
+            copy_kept(ROOT, root, RESULTS, README)
             with redirect_stdout(sys.stderr):  # it tells of the scratch folder
-                make(new)
-            shutil.rmtree(ROOT / REPORTS, ignore_errors=True)
-            (new / REPORTS).rename(ROOT / REPORTS)
-            (new / README).replace(ROOT / README)
+                make(root)
+            shutil.rmtree(new)
+            (root / REPORTS).rename(new)
+            (root / README).replace(ROOT / README)
     except UsageError as error:
         sys.exit(f"retbench: {error}")
     print(f"{ROOT / REPORTS} and {ROOT / README}")

@@ -85,6 +85,19 @@ def test_the_table_shows_measured_exponents_beside_the_papers_and_failures_in_wo
     assert exponents.rows[0][-2].text == "90x"
 
 
+def test_a_time_that_is_called_constant_has_no_interval_and_a_note_says_what_that_means() -> None:
+    contexts = [
+        {"context": 256 * 2**n, "decode_ms_groups": [[2.0, 2.0]] * 3, "state_bytes": 64, "step_bytes": 64}
+        for n in range(7)
+    ]
+    claims, _ = complexity.tables([record(cell("retnet"), contexts=contexts)])
+
+    shown = {row[1].value: [entry.text for entry in row[2:]] for row in claims.rows}
+    assert shown["decode"] == ["constant", "-", "-", "O(1)", "agrees"]
+    assert shown["step_bytes"] == ["constant", "0.00 to 0.00", "0.00", "O(1)", "agrees"]
+    assert any("grows by under 25 % over all lengths" in note for note in claims.footnotes)
+
+
 def test_the_command_measures_every_length_and_draws_the_figure(tmp_path: Path) -> None:
     arguments = ["complexity", "--systems", "retnet,transformer", "--size", "tiny", "--seq-len", "2048"]
     done = run(tmp_path, *arguments, "--dtype", "fp32", "--threads", "1", "--budget", "20s", "--format", "json")

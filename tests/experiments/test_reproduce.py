@@ -97,7 +97,9 @@ def test_interrupted_it_says_what_is_stored_and_goes_on(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(900)
 def test_the_smoke_preset_runs_everything_and_a_second_time_measures_nothing(tmp_path: Path) -> None:
+    started = time.monotonic()
     first = run(tmp_path, "reproduce", "--preset", "smoke", timeout_s=600)
+    print(f"smoke: {time.monotonic() - started:.0f} s; 300 are promised on two cores")
     before = {path: path.read_bytes() for path in tmp_path.glob("results/*/*.jsonl")}
     report = (tmp_path / "reports" / "report.md").read_bytes()
 

@@ -84,6 +84,16 @@ def test_bad_input_is_one_line(options: dict[str, str], message: str) -> None:
     assert message in str(caught.value)
 
 
+def test_reports_that_cannot_be_written_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("retbench.predictions.predicted", lambda *_: [])
+    monkeypatch.setattr("experiments.training_cost.costs_of", lambda _: made_by(ASSUMED))
+    (tmp_path / "reports").write_text("a file", encoding="utf-8")
+
+    with pytest.raises(UsageError, match=f"^cannot write figures to {tmp_path}/reports/training_cost: "):
+        command(out=tmp_path)
+    assert (tmp_path / "reports").read_text(encoding="utf-8") == "a file"
+
+
 @pytest.mark.slow
 def test_the_defaults_come_within_a_sixth_of_every_memory_of_the_paper(tmp_path: Path) -> None:
     done = run(tmp_path, "training-cost", "--format", "csv")

@@ -2,12 +2,28 @@
 
 import os
 import signal
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+from retbench.environment import ROOT
 from retbench.report.beside import beside
+from tests.retbench.conftest import wait_for_end
+
+WORKS_ON = """
+import os, signal
+from retbench.report.beside import beside
+
+def work():
+    os.write(1, f"{os.getpid()}\\n".encode())
+    signal.pause()
+
+with beside(work):
+    signal.pause()
+"""
 
 
 def write(path: Path) -> None:
@@ -30,8 +46,20 @@ def test_its_oserror_is_raised_with_the_name_of_the_file(tmp_path: Path) -> None
 
 
 def test_one_that_was_killed_is_no_success() -> None:
-    with pytest.raises(RuntimeError, match="ended with -9"), beside(lambda: os.kill(os.getpid(), signal.SIGKILL)):
+    killed = pytest.raises(ChildProcessError, match="ended with -9")
+    with killed, beside(lambda: os.kill(os.getpid(), signal.SIGKILL)):
         pass
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no fork is made elsewhere")
+def test_it_does_not_outlive_a_parent_that_is_killed() -> None:
+    parent = subprocess.Popen([sys.executable, "-c", WORKS_ON], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    with parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        parent.kill()
+
+    wait_for_end(child)
 
 
 def test_a_block_that_fails_ends_it(tmp_path: Path) -> None:

@@ -1,7 +1,12 @@
 """Figure 6 predicted: at all seven lengths it meets the memory that the paper shows."""
 
-import pytest
+from pathlib import Path
 
+import pytest
+from matplotlib.figure import Figure
+
+from experiments import inference
+from retbench.errors import UsageError
 from retbench.predictions import predicted
 from retbench.report.figures import figure6_model
 from retbench.report.paper import inference_paper
@@ -24,6 +29,16 @@ def test_memory_is_within_half_a_percent_of_the_papers_transformer_and_two_of_it
     ]
     for point in found:
         assert point.memory_gb == pytest.approx(point.paper["memory"], rel=allowed[point.system])
+
+
+def test_reports_that_cannot_be_written_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("retbench.predictions.predicted", lambda *_: [])
+    monkeypatch.setattr(inference, "paper_model_tables", lambda _: [])
+    monkeypatch.setattr(inference, "paper_model_figures", lambda _: {"figure6-model": Figure()})
+    (tmp_path / "reports").write_text("a file", encoding="utf-8")
+
+    with pytest.raises(UsageError, match=f"^cannot write figures to {tmp_path}/reports/paper_model: "):
+        inference.show_paper_model(tmp_path, "table")
 
 
 def test_no_time_of_the_paper_is_below_the_roofline(found: list[Point]) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from retbench.environment import ROOT
 from retbench.errors import UsageError
-from retbench.report import figures
+from retbench.report import figures, repository
 from retbench.report.repository import README, REPORTS, RESULTS, copy_kept, generated, kept, make
 from tests.report.factory import sweep
 
@@ -50,6 +50,35 @@ def test_marked_parts_become_what_they_name_and_the_rest_stays(readme: Path) -> 
     image = "![Figure 6: memory, throughput and latency of decoding](reports/inference/figure6.svg)"
     assert text.endswith(f"{END}Between.\n{FIGURE}{image}\n{END}After.\n")
     assert (readme.parent / "reports" / "inference" / "figure6.svg").exists()
+
+
+def test_reports_that_cannot_be_put_in_place_are_the_earlier_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made(root: Path) -> None:
+        (root / REPORTS).mkdir(parents=True)
+        (root / README).write_text("new")
+
+    def rename(path: Path, target: Path) -> Path:
+        if path.name == target.name == REPORTS and target.parent == tmp_path:
+            raise OSError("gone")
+        return renamed(path, target)
+
+    renamed = Path.rename
+    (tmp_path / REPORTS).mkdir()
+    (tmp_path / REPORTS / "report.md").write_text("earlier")
+    monkeypatch.setattr(repository, "ROOT", tmp_path)
+    monkeypatch.setattr(repository, "copy_kept", lambda *_: None)
+    monkeypatch.setattr(repository, "make", made)
+    monkeypatch.setattr(Path, "rename", rename)
+
+    with pytest.raises(OSError, match="gone"):
+        repository.main()
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == [
+        README,
+        REPORTS,
+        f"{REPORTS}/report.md",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,23 @@ def test_a_missing_field_of_the_cell_is_refused(field: str) -> None:
         Record.from_json(edited(lambda data: data["cell"].pop(field)))
 
 
+@pytest.mark.parametrize("value", ['"x"', "[1]", "{}", "1e999", "9" * 400])
+@pytest.mark.parametrize("place", ["metrics", "contexts"])
+def test_a_metric_that_is_no_number_is_refused(place: str, value: str) -> None:
+    points = {"tpot_ms": "HERE", "ttft_ms": None, "ttft_status": "ok", "rank_peak_memory_bytes": [1], "step_ns": [1]}
+    line = edited(lambda data: data.update({place: points if place == "metrics" else [points]}))
+    assert Record.from_json(line.replace('"HERE"', "1.5"))
+
+    with pytest.raises(RecordError, match=r"tpot_ms is .*, which is no number"):
+        Record.from_json(line.replace('"HERE"', value))
+
+
+@pytest.mark.parametrize(("field", "value"), [("seq_len", "8k"), ("threads", None), ("system", 1), ("size", ["small"])])
+def test_a_field_of_the_cell_of_another_kind_is_refused(field: str, value: object) -> None:
+    with pytest.raises(RecordError, match=f"{field} of the cell must be a"):
+        Record.from_json(edited(lambda data: data["cell"].update({field: value})))
+
+
 @pytest.mark.parametrize("line", ["", " ", "null", "1", '"text"', "[]", "{}", "{", '{"schema_version": 1}', "\x00"])
 def test_a_line_that_is_no_record_is_refused(line: str) -> None:
     with pytest.raises(RecordError, match="not a record"):

@@ -91,6 +91,7 @@ def test_a_dry_run_shows_the_steps_with_their_times_and_writes_nothing(run: Run,
     ]
     assert "retbench inference --seq-len 1k --budget 120s" in done.out
     assert "3 steps, about 6m on two cores" in done.out
+    assert "a step is ended, as one that hangs, after 5 times its own and 5m more" in " ".join(done.out.split())
     assert sorted(path.name for path in Path().iterdir()) == ["mine.toml"]
 
 

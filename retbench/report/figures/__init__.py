@@ -2,8 +2,11 @@
 
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from retbench.errors import UsageError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -11,6 +14,14 @@ if TYPE_CHECKING:
 DPI = 200
 # Formats, with what else they would hold of the moment and the machine: the same figure gives the same bytes.
 SUFFIXES: dict[str, dict[str, None]] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+
+
+def save_all(figures: Mapping[str, "Figure"], folder: Path) -> list[Path]:
+    """``save`` of figures by their stems; raises UsageError where the folder cannot be written."""
+    try:
+        return [path for stem, figure in figures.items() for path in save(figure, folder, stem)]
+    except OSError as error:
+        raise UsageError(f"cannot write figures to {folder}: {error.strerror or error}") from error
 
 
 def save(figure: "Figure", folder: Path, stem: str) -> list[Path]:
