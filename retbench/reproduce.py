@@ -51,6 +51,8 @@ def command(
     sys.stdout.flush()
     if dry_run:
         return 0
+    if chosen.missing:
+        raise UsageError(f"{chosen.missing}, or --only the other steps; nothing was run")
     path = out / "results" / f"reproduce-{chosen.name}.log"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,6 +99,7 @@ def plan_table(preset: Preset) -> Table:
         "what is stored already is not measured again",
         "times are expected, not limits: a step is ended, as one that hangs, after "
         f"{OVERRUN:g} times its own and {format_duration(HANGING_S)} more",
+        *([preset.missing] if preset.missing else []),
     )
     return Table("plan", f"{preset.name}: {preset.summary}", columns, rows, notes)
 

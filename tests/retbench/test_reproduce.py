@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from retbench import cli, reproduce
+from retbench.preset import EXTRAS
 from retbench.steps import Ended, Hear
 
 PRESET = """
@@ -93,6 +94,21 @@ def test_a_dry_run_shows_the_steps_with_their_times_and_writes_nothing(run: Run,
     assert "3 steps, about 6m on two cores" in done.out
     assert "a step is ended, as one that hangs, after 5 times its own and 5m more" in " ".join(done.out.split())
     assert sorted(path.name for path in Path().iterdir()) == ["mine.toml"]
+
+
+def test_a_package_that_a_step_needs_is_missed_before_anything_runs(
+    run: Run, verbs: Verbs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("needy.toml").write_text(PRESET + 'needs = "text"\n', encoding="utf-8")
+    monkeypatch.setitem(EXTRAS, "text", ("no_such_package",))
+    refused, planned = run(preset="needy.toml"), run("--dry-run", preset="needy.toml")
+    others = run("--only", "first,second", preset="needy.toml")
+
+    assert refused.status == 2
+    assert "third need no_such_package: pip install 'retbench[text]'" in refused.err
+    assert "no_such_package" in planned.out
+    assert (planned.status, others.status) == (0, 0)
+    assert len(verbs.asked) == 2
 
 
 def test_the_steps_run_in_order_in_the_folder_and_a_table_ends_them(run: Run, verbs: Verbs) -> None:
