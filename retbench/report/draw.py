@@ -16,7 +16,7 @@ from retbench.report.commands import command_of
 from retbench.report.exhibit import Drawn, Exhibit
 from retbench.report.numbers import ABSENT
 from retbench.report.style import place
-from retbench.report.tables import Entry, Table
+from retbench.report.tables import Entry, Table, Value
 from retbench.store import Store
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def _drawn(exhibit: Exhibit, records: Sequence[Record]) -> Drawn:
 
 def _complete(exhibit: Exhibit, tables: Sequence[Table]) -> list[Table]:
     """The tables without a blank, the first with a row for each system of the paper that was not measured."""
-    filled = [replace(table, rows=tuple(tuple(map(_told, row)) for row in table.rows)) for table in tables]
+    filled = [_gathered(replace(table, rows=tuple(tuple(map(_told, row)) for row in table.rows))) for table in tables]
     for first in filled[:1]:
         shown = {entry.text for row in first.rows for entry in row[:1]}
         absent = [name for name in exhibit.systems if name not in shown]
@@ -122,6 +122,26 @@ def _complete(exhibit: Exhibit, tables: Sequence[Table]) -> list[Table]:
         rows = tuple((Entry(name, name), Entry(None, NOT_RUN), *blank) for name in absent)
         filled[0] = replace(first, rows=(*first.rows, *rows))
     return filled
+
+
+def _gathered(table: Table) -> Table:
+    """The rows of each section together, since records come by system; lengths and batches go up."""
+    places = [at for at, column in enumerate(table.columns) if column.name in table.section]
+    keys = [tuple(row[at].value for at in places) for row in table.rows]
+    if len(list(groupby(keys))) == len(set(keys)):
+        return table  # a table that sorts its rows itself knows better
+    orders = [_in_order(column) for column in zip(*keys, strict=True)]
+    ranks = {key: [order[value] for order, value in zip(orders, key, strict=True)] for key in set(keys)}
+    ranked = sorted(zip(keys, table.rows, strict=True), key=lambda pair: ranks[pair[0]])
+    return replace(table, rows=tuple(row for _, row in ranked))
+
+
+def _in_order(values: Sequence[Value]) -> dict[Value, int]:
+    """The place of each distinct value: numbers by size, anything else as it first comes."""
+    found = list(dict.fromkeys(values))
+    numbers = sorted(value for value in found if isinstance(value, int | float))
+    found = [*numbers] if len(numbers) == len(found) else found
+    return {value: at for at, value in enumerate(found)}
 
 
 def _told(entry: Entry) -> Entry:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import complexity, inference
+from experiments import complexity, inference, speed, training
 from retbench.errors import UsageError
 from retbench.record import Record
 from retbench.report.draw import current, draw, exhibits, read_records
@@ -109,6 +109,35 @@ def test_rows_of_the_paper_without_a_record_are_not_run_and_nothing_is_blank() -
         ["retnet", "1", "-"],
         ["h3", "not run", "-"],
     ]
+
+
+def test_rows_of_one_section_stand_together_by_length_and_then_by_system() -> None:
+    def by_length(records: Sequence[Record]) -> list[Table]:
+        columns = (Column("system", "system"), Column("dtype", "dtype"), Column("seq_len", "length"))
+        body = [[one.cell.system, one.cell.dtype, one.cell.seq_len] for one in records]
+        rows = tuple(tuple(Entry(value, str(value)) for value in row) for row in body)
+        return [Table("plain", "A table", columns, rows, section=("dtype", "seq_len"))]
+
+    systems, lengths = ("retnet", "lstm"), (4096, 1024)
+    records = [record(cell(name, length, dtype=dtype)) for name in systems for dtype in ("fp32", "bf16")
+               for length in lengths]  # fmt: skip
+    (drawn,) = draw([replace(PLAIN, tables=by_length, systems=())], records)
+
+    assert [[entry.value for entry in row] for row in drawn.tables[0].rows] == [
+        [name, dtype, length] for dtype in ("fp32", "bf16") for length in (1024, 4096) for name in systems
+    ]
+
+
+def test_the_tables_of_training_and_speed_have_one_body_a_section() -> None:
+    def trained(system: str, length: int, workload: str) -> Record:
+        return record(cell(system, length, 1, workload=workload), experiment=workload)
+
+    for (exhibit,), workload in ((training.EXHIBITS, "train_step"), (speed.EXHIBITS, "train_tokens")):
+        some = [trained(name, length, workload) for name in ("retnet", "lstm") for length in (1024, 4096)]
+        drawn = draw([replace(exhibit, experiment=workload, systems=())], some)[0].tables[0]
+        at = [column.name for column in drawn.columns].index("seq_len")
+
+        assert [row[at].value for row in drawn.rows] == [1024, 1024, 4096, 4096]
 
 
 def test_machines_stand_apart_where_nothing_overlays_them() -> None:
