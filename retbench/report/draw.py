@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from models.catalogue import peers, systems
 from retbench.errors import UsageError
 from retbench.learning.run import ORDERS
+from retbench.predictions import MACHINE as MODEL
 from retbench.record import Record
 from retbench.registry import choose, experiments
 from retbench.report.commands import command_of
@@ -43,14 +44,15 @@ def exhibits() -> list[Exhibit]:
 def read_records(results: Path, machines: str = "all", chosen_systems: str = "all") -> Results:
     """The records that a report is about, by system; comma-separated names choose among the machines and systems there.
 
-    Raises UsageError where there are none, for a name that is not there, and for records of a newer schema.
+    Predictions are of no machine: they are there whichever is chosen. Raises UsageError where there are no records, for
+    a name that is not there, and for records of a newer schema.
     """
     stems = {exhibit.experiment for exhibit in exhibits()}
     paths = sorted(path for path in results.glob("*/*.jsonl") if path.stem in stems)
     files = {folder: list(own) for folder, own in groupby(paths, key=lambda path: path.parent)}
     if not files:
         raise UsageError(f"no records in {results}; {_commands()} make them")
-    names = choose(machines, [folder.name for folder in files], "machine")
+    names = [*choose(machines, [folder.name for folder in files], "machine"), MODEL]
     records, problems = list[Record](), list[str]()
     for folder in (folder for folder in files if folder.name in names):
         for path in files[folder]:

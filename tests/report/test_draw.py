@@ -66,6 +66,13 @@ def test_machines_and_systems_are_chosen_among_those_that_have_records(tmp_path:
             read_records(tmp_path, machines, systems)
 
 
+def test_predictions_are_of_no_machine_and_kept_whichever_is_chosen(tmp_path: Path) -> None:
+    for name in ("this", "that", "model"):
+        write(tmp_path, sweep(("retnet",)), name)
+
+    assert {one.machine for one in read_records(tmp_path, "this").records} == {"this", "model"}
+
+
 def test_no_records_name_the_commands_that_make_some(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no records in .*; retbench complexity, .*retbench inference, .* make them"):
         read_records(tmp_path)
