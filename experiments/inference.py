@@ -206,6 +206,7 @@ EXHIBITS = (
         figure6_tables,
         figure6,
         overlays=True,
+        systems=tuple(SYSTEMS.split(",")),
     ),
     Exhibit(
         "figure1",
@@ -214,6 +215,7 @@ EXHIBITS = (
         "retbench inference",
         figure1_tables,
         figure1,
+        systems=tuple(SYSTEMS.split(",")),
     ),
     Exhibit(
         "peers",

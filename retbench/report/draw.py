@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-NOT_RUN = "not run"
+NOT_RUN, SYSTEM = "not run", "system"
 
 
 @dataclass(frozen=True)
@@ -80,14 +80,23 @@ def current(records: Sequence[Record]) -> list[Record]:
     return list(found.values())
 
 
-def draw(chosen: Sequence[Exhibit], records: Sequence[Record]) -> list[Drawn]:
-    """Every exhibit, in order; one without records says which command makes them."""
+def draw(chosen: Sequence[Exhibit], records: Sequence[Record], chosen_systems: str = "all") -> list[Drawn]:
+    """Every exhibit, in order; one without records says which command makes them.
+
+    Of comma-separated ``chosen_systems`` alone can be told that they were not run.
+    """
+    names = [name.strip() for name in chosen_systems.split(",")]
+    asked = chosen if names == ["all"] else [_of_systems(exhibit, names) for exhibit in chosen]
     by_experiment: dict[str, list[Record]] = {}
     for record in records:
         by_experiment.setdefault(record.experiment, []).append(record)
     return [
-        _drawn(exhibit, records if exhibit.sums_up else by_experiment.get(exhibit.experiment, [])) for exhibit in chosen
+        _drawn(exhibit, records if exhibit.sums_up else by_experiment.get(exhibit.experiment, [])) for exhibit in asked
     ]
+
+
+def _of_systems(exhibit: Exhibit, names: Sequence[str]) -> Exhibit:
+    return replace(exhibit, systems=tuple(name for name in exhibit.systems if name in names))
 
 
 def _drawn(exhibit: Exhibit, records: Sequence[Record]) -> Drawn:
@@ -115,15 +124,27 @@ def _drawn(exhibit: Exhibit, records: Sequence[Record]) -> Drawn:
 
 
 def _complete(exhibit: Exhibit, tables: Sequence[Table]) -> list[Table]:
-    """The tables without a blank, the first with a row for each system of the paper that was not measured."""
+    """The tables without a blank, the first one of systems with a row for each of the paper that was not measured."""
     filled = [_gathered(replace(table, rows=tuple(tuple(map(_told, row)) for row in table.rows))) for table in tables]
-    for first in filled[:1]:
-        shown = {entry.text for row in first.rows for entry in row[:1]}
-        absent = [name for name in exhibit.systems if name not in shown]
-        blank = [Entry(None, ABSENT)] * (len(first.columns) - 2)
-        rows = tuple((Entry(name, name), Entry(None, NOT_RUN), *blank) for name in absent)
-        filled[0] = replace(first, rows=(*first.rows, *rows))
+    place = next((at for at, table in enumerate(filled) if SYSTEM in _names(table)), None)
+    if place is not None:
+        first, at = filled[place], _names(filled[place]).index(SYSTEM)
+        shown = {row[at].text for row in first.rows}
+        rows = tuple(_not_run(first, name) for name in exhibit.systems if name not in shown)
+        filled[place] = replace(first, rows=(*first.rows, *rows))
     return filled
+
+
+def _not_run(table: Table, system: str) -> tuple[Entry, ...]:
+    """The row of a system without a record, which says so in place of its first number."""
+    columns = [column for column in table.columns if column.name != SYSTEM and column.detail != "data"]
+    numbers = [column.name for column in columns if column.justify == "right"]
+    words = {SYSTEM: Entry(system, system)} | {name: Entry(None, NOT_RUN) for name in numbers[:1]}
+    return tuple(words.get(name, Entry(None, ABSENT)) for name in _names(table))
+
+
+def _names(table: Table) -> list[str]:
+    return [column.name for column in table.columns]
 
 
 def _gathered(table: Table) -> Table:

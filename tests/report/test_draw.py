@@ -118,6 +118,30 @@ def test_rows_of_the_paper_without_a_record_are_not_run_and_nothing_is_blank() -
     ]
 
 
+def test_systems_are_told_to_be_not_run_in_the_first_table_that_has_systems() -> None:
+    def two(records: Sequence[Record]) -> list[Table]:
+        sizes = Table("sizes", "By size", (Column("size", "size"),), ((Entry("small", "small"),),))
+        by_size = (Column("size", "size", justify="left"), *COLUMNS)
+        return [sizes, Table("systems", "By system", by_size, ((Entry("small", "small"), *rows(records)[0].rows[0]),))]
+
+    (drawn,) = draw([replace(PLAIN, tables=two)], [record()])
+
+    assert [len(table.rows) for table in drawn.tables] == [1, 2]
+    assert [entry.text for entry in drawn.tables[1].rows[1]] == ["-", "h3", "not run", "-"]
+
+
+def test_systems_that_nobody_asked_for_are_not_called_not_run() -> None:
+    (drawn,) = draw([PLAIN], [record()], "retnet")
+
+    assert [row[0].text for row in drawn.tables[0].rows] == ["retnet"]
+
+
+def test_the_papers_tables_name_its_systems() -> None:
+    named = {exhibit.name for exhibit in exhibits() if exhibit.systems}
+
+    assert named == {"table1", "table4", "table5", "table6", "figure1", "figure6"}
+
+
 def test_rows_of_one_section_stand_together_by_length_and_then_by_system() -> None:
     def by_length(records: Sequence[Record]) -> list[Table]:
         columns = (Column("system", "system"), Column("dtype", "dtype"), Column("seq_len", "length"))

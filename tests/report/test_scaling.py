@@ -145,6 +145,7 @@ def test_few_sizes_and_failures_leave_tables_without_fits() -> None:
     assert len(sizes.rows) == 2
     assert {row[1].text for row in fits.rows} == {"-"}
     assert any("oom" in note for note in alone.footnotes)
+    assert [entry.text for entry in alone.rows[0][2:4]] == ["oom", "-"]
 
 
 def test_the_figure_shows_ours_with_their_exponents_and_the_papers_as_estimates() -> None:
