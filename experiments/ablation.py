@@ -59,4 +59,14 @@ def figures(records: Sequence[Record]) -> "Mapping[str, Figure]":
     return learning.figures(records)
 
 
-EXHIBITS = (Exhibit("table6", "Table 6: the parts of RetNet", "ablation", "retbench ablation", tables, figures),)
+EXHIBITS = (
+    Exhibit(
+        "table6",
+        "Table 6: the parts of RetNet",
+        "ablation",
+        "retbench ablation",
+        tables,
+        figures,
+        systems=tuple(SYSTEMS.split(",")),
+    ),
+)

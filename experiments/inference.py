@@ -205,6 +205,7 @@ EXHIBITS = (
         figure6_tables,
         figure6,
         overlays=True,
+        systems=tuple(SYSTEMS.split(",")),
     ),
     Exhibit(
         "figure1",
@@ -213,6 +214,7 @@ EXHIBITS = (
         "retbench inference",
         figure1_tables,
         figure1,
+        systems=tuple(SYSTEMS.split(",")),
     ),
     Exhibit(
         "peers",

@@ -93,4 +93,14 @@ def figures(records: Sequence[Record]) -> "Mapping[str, Figure]":
     return learning.figures(records)
 
 
-EXHIBITS = (Exhibit("table5", "Tables 5 and 8: perplexity", "perplexity", "retbench perplexity", tables, figures),)
+EXHIBITS = (
+    Exhibit(
+        "table5",
+        "Tables 5 and 8: perplexity",
+        "perplexity",
+        "retbench perplexity",
+        tables,
+        figures,
+        systems=tuple(SYSTEMS.split(",")),
+    ),
+)

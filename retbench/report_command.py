@@ -44,7 +44,7 @@ def _report(only: str, systems: str, machine: str, out: Path) -> None:
     results = read_records(out / "results", machine, systems)
     for problem in results.problems:
         print(problem, file=sys.stderr)
-    drawn = draw(chosen, results.records)
+    drawn = draw(chosen, results.records, systems)
     folder = out / "reports"
     anew = {exhibit.experiment for exhibit in chosen} if len(chosen) == len(known) else set()
     try:

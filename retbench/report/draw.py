@@ -11,20 +11,21 @@ from models.catalogue import peers, systems
 from models.sizes import SIZES
 from retbench.errors import UsageError
 from retbench.learning.run import ORDERS
+from retbench.predictions import MACHINE as MODEL
 from retbench.record import Record
 from retbench.registry import choose, experiments
 from retbench.report.commands import command_of
 from retbench.report.exhibit import Drawn, Exhibit
 from retbench.report.numbers import ABSENT
 from retbench.report.style import place
-from retbench.report.tables import Entry, Table
+from retbench.report.tables import Entry, Table, Value
 from retbench.store import Store
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-NOT_RUN = "not run"
+NOT_RUN, SYSTEM = "not run", "system"
 
 
 @dataclass(frozen=True)
@@ -44,14 +45,15 @@ def exhibits() -> list[Exhibit]:
 def read_records(results: Path, machines: str = "all", chosen_systems: str = "all") -> Results:
     """The records that a report is about, by system; comma-separated names choose among the machines and systems there.
 
-    Raises UsageError where there are none, for a name that is not there, and for records of a newer schema.
+    Predictions are of no machine: they are there whichever is chosen. Raises UsageError where there are no records, for
+    a name that is not there, and for records of a newer schema.
     """
     stems = {exhibit.experiment for exhibit in exhibits()}
     paths = sorted(path for path in results.glob("*/*.jsonl") if path.stem in stems)
     files = {folder: list(own) for folder, own in groupby(paths, key=lambda path: path.parent)}
     if not files:
         raise UsageError(f"no records in {results}; {_commands()} make them")
-    names = choose(machines, [folder.name for folder in files], "machine")
+    names = [*choose(machines, [folder.name for folder in files], "machine"), MODEL]
     records, problems = list[Record](), list[str]()
     for folder in (folder for folder in files if folder.name in names):
         for path in files[folder]:
@@ -82,14 +84,23 @@ def current(records: Sequence[Record]) -> list[Record]:
     return list(found.values())
 
 
-def draw(chosen: Sequence[Exhibit], records: Sequence[Record]) -> list[Drawn]:
-    """Every exhibit, in order; one without records says which command makes them."""
+def draw(chosen: Sequence[Exhibit], records: Sequence[Record], chosen_systems: str = "all") -> list[Drawn]:
+    """Every exhibit, in order; one without records says which command makes them.
+
+    Of comma-separated ``chosen_systems`` alone can be told that they were not run.
+    """
+    names = [name.strip() for name in chosen_systems.split(",")]
+    asked = chosen if names == ["all"] else [_of_systems(exhibit, names) for exhibit in chosen]
     by_experiment: dict[str, list[Record]] = {}
     for record in records:
         by_experiment.setdefault(record.experiment, []).append(record)
     return [
-        _drawn(exhibit, records if exhibit.sums_up else by_experiment.get(exhibit.experiment, [])) for exhibit in chosen
+        _drawn(exhibit, records if exhibit.sums_up else by_experiment.get(exhibit.experiment, [])) for exhibit in asked
     ]
+
+
+def _of_systems(exhibit: Exhibit, names: Sequence[str]) -> Exhibit:
+    return replace(exhibit, systems=tuple(name for name in exhibit.systems if name in names))
 
 
 def _drawn(exhibit: Exhibit, records: Sequence[Record]) -> Drawn:
@@ -117,15 +128,47 @@ def _drawn(exhibit: Exhibit, records: Sequence[Record]) -> Drawn:
 
 
 def _complete(exhibit: Exhibit, tables: Sequence[Table]) -> list[Table]:
-    """The tables without a blank, the first with a row for each system of the paper that was not measured."""
-    filled = [replace(table, rows=tuple(tuple(map(_told, row)) for row in table.rows)) for table in tables]
-    for first in filled[:1]:
-        shown = {entry.text for row in first.rows for entry in row[:1]}
-        absent = [name for name in exhibit.systems if name not in shown]
-        blank = [Entry(None, ABSENT)] * (len(first.columns) - 2)
-        rows = tuple((Entry(name, name), Entry(None, NOT_RUN), *blank) for name in absent)
-        filled[0] = replace(first, rows=(*first.rows, *rows))
+    """The tables without a blank, the first one of systems with a row for each of the paper that was not measured."""
+    filled = [_gathered(replace(table, rows=tuple(tuple(map(_told, row)) for row in table.rows))) for table in tables]
+    place = next((at for at, table in enumerate(filled) if SYSTEM in _names(table)), None)
+    if place is not None:
+        first, at = filled[place], _names(filled[place]).index(SYSTEM)
+        shown = {row[at].text for row in first.rows}
+        rows = tuple(_not_run(first, name) for name in exhibit.systems if name not in shown)
+        filled[place] = replace(first, rows=(*first.rows, *rows))
     return filled
+
+
+def _not_run(table: Table, system: str) -> tuple[Entry, ...]:
+    """The row of a system without a record, which says so in place of its first number."""
+    columns = [column for column in table.columns if column.name != SYSTEM and column.detail != "data"]
+    numbers = [column.name for column in columns if column.justify == "right"]
+    words = {SYSTEM: Entry(system, system)} | {name: Entry(None, NOT_RUN) for name in numbers[:1]}
+    return tuple(words.get(name, Entry(None, ABSENT)) for name in _names(table))
+
+
+def _names(table: Table) -> list[str]:
+    return [column.name for column in table.columns]
+
+
+def _gathered(table: Table) -> Table:
+    """The rows of each section together, since records come by system; lengths and batches go up."""
+    places = [at for at, column in enumerate(table.columns) if column.name in table.section]
+    keys = [tuple(row[at].value for at in places) for row in table.rows]
+    if len(list(groupby(keys))) == len(set(keys)):
+        return table  # a table that sorts its rows itself knows better
+    orders = [_in_order(column) for column in zip(*keys, strict=True)]
+    ranks = {key: [order[value] for order, value in zip(orders, key, strict=True)] for key in set(keys)}
+    ranked = sorted(zip(keys, table.rows, strict=True), key=lambda pair: ranks[pair[0]])
+    return replace(table, rows=tuple(row for _, row in ranked))
+
+
+def _in_order(values: Sequence[Value]) -> dict[Value, int]:
+    """The place of each distinct value: numbers by size, anything else as it first comes."""
+    found = list(dict.fromkeys(values))
+    numbers = sorted(value for value in found if isinstance(value, int | float))
+    found = [*numbers] if len(numbers) == len(found) else found
+    return {value: at for at, value in enumerate(found)}
 
 
 def _told(entry: Entry) -> Entry:

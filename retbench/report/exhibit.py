@@ -18,8 +18,8 @@ class Exhibit:
     ``name`` is its anchor and file stem (``figure6``, ``table4``); ``experiment`` the stem of the files of its records,
     ``command`` what makes them. ``tables`` and ``figures`` draw them, figures by file stem; both get records of one
     machine at a time, but figures that ``overlays`` says can hold several. ``sums_up``: it reads the records of every
-    experiment. ``systems`` are the rows of the paper, which the first table begins with: those without a
-    record are told to be not run. ``sized``: it needs to know the sizes of models.
+    experiment. ``systems`` are the rows of the paper: in the first table with systems those without a record are told
+    to be not run. ``sized``: it needs to know the sizes of models.
     """
 
     name: str

@@ -21,6 +21,7 @@ from retbench.report.learning_scores import (
 )
 from retbench.report.numbers import ABSENT, length, significant
 from retbench.report.tables import Column, Detail, Entry, Table, shortened
+from retbench.report.trained import fate
 from retbench.spec import Learning
 from retbench.statistics import Interval
 
@@ -63,7 +64,8 @@ def _perplexity(records: Sequence[Record], paper: Paper, title: str, conditions:
     for system, runs in by_system(records).items():
         theirs = paper["perplexity"].get(system, [None] * len(paper["corpora"]))
         seeds = Entry(len(runs), str(len(runs)))
-        ours = [entry for corpus in corpora for entry in _mean_entries(runs, corpus)]
+        became = fate([record for record in records if record.cell.system == system])
+        ours = [entry for corpus in corpora for entry in _mean_entries(runs, corpus, became)]
         rows.append((Entry(system, system), _parameters(runs), seeds, *ours, *map(_number, theirs)))
     cell = records[0].cell
     notes = (
@@ -160,10 +162,10 @@ def _contexts(records: Sequence[Record], paper: Paper, conditions: tuple[str, ..
     return Table("contexts", "Perplexity by the length of the context", columns, tuple(rows), notes)
 
 
-def _mean_entries(runs: Sequence[Record], corpus: str) -> list[Entry]:
-    """Perplexity, its standard deviation, and bits a byte."""
+def _mean_entries(runs: Sequence[Record], corpus: str, became: str) -> list[Entry]:
+    """Perplexity, its standard deviation, and bits a byte; without a run that came to its end what ``became`` of it."""
     if not runs:
-        return [Entry(None, "failed", failed=True), EMPTY, EMPTY]
+        return [Entry(None, became, failed=True), EMPTY, EMPTY]
     scores = [score_of(run, corpus) for run in runs]
     values = [perplexity(score["documents"]) for score in scores]
     bits = mean(sum(nats for nats, _ in score["documents"]) / math.log(2) / score["bytes"] for score in scores)

@@ -9,6 +9,7 @@ from string import Template
 from typing import Any
 
 from retbench import __version__
+from retbench.predictions import MACHINE as MODEL
 from retbench.record import Record
 from retbench.report.exhibit import Drawn
 from retbench.report.style import looks, place
@@ -88,9 +89,12 @@ def _exhibit(one: Drawn, sources: Sources) -> tuple[str, set[str]]:
 
 def _lead(records: Sequence[Record]) -> str:
     """What the page is made of, in a sentence."""
-    machines, systems = len({one.machine for one in records}), len({one.cell.system for one in records})
+    measured = [one for one in records if one.machine != MODEL]
+    machines, systems = len({one.machine for one in measured}), len({one.cell.system for one in measured})
+    predicted = len(records) - len(measured)
+    model = f", and {_count(predicted, 'prediction')} of a model" if predicted else ""
     return (
-        f"{_count(len(records), 'record')} of {_count(systems, 'system')} on {_count(machines, 'machine')}. "
+        f"{_count(len(measured), 'record')} of {_count(systems, 'system')} on {_count(machines, 'machine')}{model}. "
         "Measured unless called the paper’s or a model’s."
     )
 

@@ -19,10 +19,11 @@ from retbench.report.scaling_fit import (
     sizes_of,
 )
 from retbench.report.tables import Column, Entry, Table, shortened
+from retbench.report.trained import fate
 from retbench.statistics import Interval
 
 CHALLENGER, BASELINES = "retnet", ("transformer", "transformer-flash")  # of the paper's claim; one function
-EMPTY = Entry(None, ABSENT)
+EMPTY, NOT_RUN = Entry(None, ABSENT), "not run"
 
 Paper = Mapping[str, Any]  # experiments/scaling.toml
 
@@ -61,9 +62,9 @@ def _sizes(shown: Sequence[Record], losses: Mapping[str, Losses]) -> Table:
         differences = dict(zip(one.parameters, difference(one, other), strict=True))
     rows = []
     for size in sizes_of(shown):
-        runs = [record for record in shown if record.cell.size == size and record.status == "ok"]
+        runs = [record for record in shown if record.cell.size == size]
         entries = [entry for system in systems for entry in _perplexity(runs, system)]
-        seeds = len({record.cell.seed for record in runs})
+        seeds = len({record.cell.seed for record in runs if record.status == "ok"})
         parameters = parameters_of(next(record.cell for record in shown if record.cell.size == size))
         row = [Entry(size, size), Entry(parameters, f"{parameters / 1e6:.2f}M"), *entries, Entry(seeds, str(seeds))]
         rows.append((*row, *(_difference(differences.get(parameters), systems) if compared else ())))
@@ -71,10 +72,11 @@ def _sizes(shown: Sequence[Record], losses: Mapping[str, Losses]) -> Table:
 
 
 def _perplexity(runs: Sequence[Record], system: str) -> tuple[Entry, Entry]:
-    """The perplexity of the mean loss over seeds, and half its range."""
-    losses = [record.metrics["loss"] for record in runs if record.cell.system == system]
+    """The perplexity of the mean loss over seeds, and half its range; or what became of its runs."""
+    own = [record for record in runs if record.cell.system == system]
+    losses = [record.metrics["loss"] for record in own if record.status == "ok"]
     if not losses:
-        return EMPTY, EMPTY
+        return Entry(None, fate(own) or NOT_RUN, failed=bool(own)), EMPTY
     middle, spread = math.exp(sum(losses) / len(losses)), (math.exp(max(losses)) - math.exp(min(losses))) / 2
     words = f"{significant(middle)}" + f" ±{significant(spread, 2)}" * (len(losses) > 1)
     return Entry(middle, words), Entry(spread, significant(spread, 2))

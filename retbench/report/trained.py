@@ -28,6 +28,16 @@ def longest_setting(records: Sequence[Record], blurred: Callable[[Cell], Cell] =
     return list(found.values())
 
 
+def fate(runs: Sequence[Record]) -> str:
+    """What became of runs none of which came to its end: oom, timeout, diverged; as in a table."""
+    return ", ".join(dict.fromkeys("diverged" if _diverged(run) else run.status for run in runs))
+
+
+def _diverged(run: Record) -> bool:
+    """Whether the loss went astray, which a record holds as an error of that name."""
+    return run.status == "error" and str(run.reason).startswith("DivergedError")
+
+
 def _tokens(cell: Cell) -> int:
     trained = cell.learning or cell.recall
     if trained is None:

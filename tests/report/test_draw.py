@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import complexity, inference
+from experiments import complexity, inference, speed, training
 from retbench.errors import UsageError
 from retbench.record import Record
 from retbench.report.draw import current, draw, exhibits, read_records
@@ -66,6 +66,13 @@ def test_machines_and_systems_are_chosen_among_those_that_have_records(tmp_path:
             read_records(tmp_path, machines, systems)
 
 
+def test_predictions_are_of_no_machine_and_kept_whichever_is_chosen(tmp_path: Path) -> None:
+    for name in ("this", "that", "model"):
+        write(tmp_path, sweep(("retnet",)), name)
+
+    assert {one.machine for one in read_records(tmp_path, "this").records} == {"this", "model"}
+
+
 def test_no_records_name_the_commands_that_make_some(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no records in .*; retbench complexity, .*retbench inference, .* make them"):
         read_records(tmp_path)
@@ -109,6 +116,59 @@ def test_rows_of_the_paper_without_a_record_are_not_run_and_nothing_is_blank() -
         ["retnet", "1", "-"],
         ["h3", "not run", "-"],
     ]
+
+
+def test_systems_are_told_to_be_not_run_in_the_first_table_that_has_systems() -> None:
+    def two(records: Sequence[Record]) -> list[Table]:
+        sizes = Table("sizes", "By size", (Column("size", "size"),), ((Entry("small", "small"),),))
+        by_size = (Column("size", "size", justify="left"), *COLUMNS)
+        return [sizes, Table("systems", "By system", by_size, ((Entry("small", "small"), *rows(records)[0].rows[0]),))]
+
+    (drawn,) = draw([replace(PLAIN, tables=two)], [record()])
+
+    assert [len(table.rows) for table in drawn.tables] == [1, 2]
+    assert [entry.text for entry in drawn.tables[1].rows[1]] == ["-", "h3", "not run", "-"]
+
+
+def test_systems_that_nobody_asked_for_are_not_called_not_run() -> None:
+    (drawn,) = draw([PLAIN], [record()], "retnet")
+
+    assert [row[0].text for row in drawn.tables[0].rows] == ["retnet"]
+
+
+def test_the_papers_tables_name_its_systems() -> None:
+    named = {exhibit.name for exhibit in exhibits() if exhibit.systems}
+
+    assert named == {"table1", "table4", "table5", "table6", "figure1", "figure6"}
+
+
+def test_rows_of_one_section_stand_together_by_length_and_then_by_system() -> None:
+    def by_length(records: Sequence[Record]) -> list[Table]:
+        columns = (Column("system", "system"), Column("dtype", "dtype"), Column("seq_len", "length"))
+        body = [[one.cell.system, one.cell.dtype, one.cell.seq_len] for one in records]
+        rows = tuple(tuple(Entry(value, str(value)) for value in row) for row in body)
+        return [Table("plain", "A table", columns, rows, section=("dtype", "seq_len"))]
+
+    systems, lengths = ("retnet", "lstm"), (4096, 1024)
+    records = [record(cell(name, length, dtype=dtype)) for name in systems for dtype in ("fp32", "bf16")
+               for length in lengths]  # fmt: skip
+    (drawn,) = draw([replace(PLAIN, tables=by_length, systems=())], records)
+
+    assert [[entry.value for entry in row] for row in drawn.tables[0].rows] == [
+        [name, dtype, length] for dtype in ("fp32", "bf16") for length in (1024, 4096) for name in systems
+    ]
+
+
+def test_the_tables_of_training_and_speed_have_one_body_a_section() -> None:
+    def trained(system: str, length: int, workload: str) -> Record:
+        return record(cell(system, length, 1, workload=workload), experiment=workload)
+
+    for (exhibit,), workload in ((training.EXHIBITS, "train_step"), (speed.EXHIBITS, "train_tokens")):
+        some = [trained(name, length, workload) for name in ("retnet", "lstm") for length in (1024, 4096)]
+        drawn = draw([replace(exhibit, experiment=workload, systems=())], some)[0].tables[0]
+        at = [column.name for column in drawn.columns].index("seq_len")
+
+        assert [row[at].value for row in drawn.rows] == [1024, 1024, 4096, 4096]
 
 
 def test_machines_stand_apart_where_nothing_overlays_them() -> None:

@@ -106,10 +106,12 @@ def test_parameters_that_differ_are_told() -> None:
 def test_a_failed_run_is_told_and_its_system_keeps_its_row() -> None:
     broken = [*runs()[:-1], replace(runs()[-1], status="error", reason="DivergedError: step 3: the loss is nan")]
     alone = [learnt("retnet", 0, 1.5), replace(learnt("h3", 0, 1.4), status="oom", reason="too much", notes={})]
+    astray = [replace(broken[-1], cell=replace(broken[-1].cell, system="rwkv"), notes={})]
 
     assert rows(perplexity.tables(broken)[0])[2]["seeds"].value == 1
     assert "lstm seed 1: error, DivergedError: step 3: the loss is nan" in perplexity.tables(broken)[0].footnotes
-    assert rows(perplexity.tables(alone)[0])[1][f"perplexity {CORPUS}"] == Entry(None, "failed", failed=True)
+    assert rows(perplexity.tables(alone)[0])[1][f"perplexity {CORPUS}"] == Entry(None, "oom", failed=True)
+    assert rows(perplexity.tables([*alone, *astray])[0])[2][f"perplexity {CORPUS}"].text == "diverged"
 
 
 def test_contexts_stand_beside_table_8() -> None:

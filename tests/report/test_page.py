@@ -183,6 +183,14 @@ def test_what_was_not_run_says_which_command_makes_it() -> None:
     assert "not run: no records; retbench inference --frontier makes them" in text
 
 
+def test_a_model_is_counted_as_no_machine() -> None:
+    measured = sweep(("retnet",), batches=(1,))
+    predicted = [replace(one, environment={"machine": "model"}) for one in sweep(("lstm",))]
+
+    assert "1 record of 1 system on 1 machine. Measured" in html(measured)
+    assert "1 record of 1 system on 1 machine, and 2 predictions of a model. " in html([*measured, *predicted])
+
+
 def test_verdicts_are_counted_at_the_top() -> None:
     columns = (Column("claim", "claim", justify="left"), Column("verdict", "verdict", justify="left"))
     verdicts = ("supported", "supported", "not supported", "undecided", "not run")

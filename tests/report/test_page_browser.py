@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from experiments.inference import EXHIBITS
+from retbench.environment import ROOT
 from retbench.report.draw import draw
 from retbench.report.page import page
 from tests.report.factory import cell, failed, record, sweep
@@ -45,10 +47,10 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return found
 
 
-@pytest.fixture
-def opened(browser: Any, path: Path) -> Iterator[Any]:
-    """The page, opened from its file: it must not say or load anything."""
-    window = browser.new_page(viewport={"width": 1440, "height": 900})
+@contextmanager
+def silent(browser: Any, path: Path, width: int = 1440) -> Iterator[Any]:
+    """A page, opened from its file: it must not say or load anything."""
+    window = browser.new_page(viewport={"width": width, "height": 900})
     said: list[str] = []
     window.on("console", lambda message: said.append(message.text))
     window.on("pageerror", lambda error: said.append(str(error)))
@@ -61,8 +63,40 @@ def opened(browser: Any, path: Path) -> Iterator[Any]:
     assert said == []
 
 
+@pytest.fixture
+def opened(browser: Any, path: Path) -> Iterator[Any]:
+    with silent(browser, path) as window:
+        yield window
+
+
 def box(window: Any, name: str) -> Any:
     return window.locator(f"#filters input[value='{name}']")
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+def test_the_repositorys_own_page_opens_fits_and_filters(browser: Any, width: int) -> None:
+    with silent(browser, ROOT / "reports" / "index.html", width) as window:
+
+        def shown(exhibit: str) -> int:
+            """Rows of RetNet; computed, since tables that are far off are not laid out."""
+            rows = window.locator(f"#{exhibit} tr[data-system='retnet']")
+            count = "some => some.filter(one => getComputedStyle(one).display !== 'none').length"
+            return int(rows.evaluate_all(count))
+
+        exhibits = ("table1", "table4", "figure6", "speed")
+        claims = window.locator("#claims .claims > li").count()
+        wide = window.evaluate("document.documentElement.scrollWidth")
+        before = [shown(name) for name in exhibits]
+        window.locator("#filters").evaluate("fold => { fold.open = true; }")
+        box(window, "retnet").uncheck()
+        hidden = [shown(name) for name in exhibits]
+        window.locator("#filters button[type=reset]").click()
+
+        assert claims > 5
+        assert wide <= width
+        assert min(before) > 0
+        assert hidden == [0] * len(exhibits)
+        assert [shown(name) for name in exhibits] == before
 
 
 def test_filters_act_on_rows_and_on_lines_and_can_be_undone(opened: Any) -> None:

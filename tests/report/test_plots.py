@@ -1,18 +1,24 @@
 """What is read out of a figure: its values, its words, and the unit that each is in."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from retbench.report.figures import figure1, figure6
+from experiments.scaling import paper
+from retbench.report.figures import figure1, figure5, figure6, table4
 from retbench.report.numbers import significant
 from retbench.report.paper import inference_paper
+from retbench.report.training_cost import Assumptions, Cost
+from retbench.report.web import svg
 from retbench.report.web.colours import CONTRAST, DARK, contrast, on_dark
 from retbench.report.web.plots import Panel, Plot, UnknownShapeError, plot
 from retbench.report.web.scope import Systems
 from tests.models.helpers import repeatable
 from tests.report.factory import cell, failed, sweep
+from tests.report.test_scaling import runs as scaled
 
 PAPER = inference_paper()
 RECORDS = sweep(lengths=(2048, 8192))
@@ -67,6 +73,25 @@ def test_bars_have_their_values_intervals_and_names() -> None:
     assert retnet.corners[0][0] == 0
     assert any(bar.scope.paper and bar.look.hollow for bar in panel.bars)
     assert not panel.x.ticks, "the figure has none"
+
+
+def test_bars_of_a_model_are_dashed_and_those_of_the_paper_hollow() -> None:
+    costs = [Cost(name, "tiny", 0, 2.0, 1.0, 64, 10**9, {"none": 10**9}, {"none": 1}) for name in ("retnet", "h3")]
+    shown = read(table4.draw(costs, Assumptions("none", "GB", 14.0, (1,), (1,))))
+    drawn = [(part.look, part.scope) for part in (*shown.panels[0].bars, *shown.legend)]
+
+    assert len(drawn) == 8
+    assert all((bool(look.dashes), look.hollow) == (not scope.paper, scope.paper) for look, scope in drawn)
+    classes = {match for part in shown.legend for match in re.findall('class="(bar[a-z ]*)"', svg.key(part))}
+    assert classes == {"bar dashed", "bar hollow"}
+
+
+def test_the_papers_points_of_figure_5_are_hollow_and_fitted_laws_dashed() -> None:
+    ours, theirs = read(figure5.draw(scaled(0.1), paper())).panels
+
+    assert all(one.scope.paper and one.look.hollow for one in theirs.series)
+    assert not any(one.scope.paper or one.look.hollow for one in ours.series)
+    assert {bool(one.look.dashes) for one in ours.series if one.look.line} == {True}
 
 
 def test_a_failed_cell_is_tied_to_its_system_and_place() -> None:

@@ -151,6 +151,7 @@ def test_few_sizes_and_failures_leave_tables_without_fits() -> None:
     assert len(sizes.rows) == 2
     assert {row[1].text for row in fits.rows} == {"-"}
     assert any("oom" in note for note in alone.footnotes)
+    assert [entry.text for entry in alone.rows[0][2:4]] == ["oom", "-"]
 
 
 def test_the_figure_shows_ours_with_their_exponents_and_the_papers_as_estimates() -> None:
@@ -161,5 +162,5 @@ def test_the_figure_shows_ours_with_their_exponents_and_the_papers_as_estimates(
     texts = [[text.get_text() for text in legend.get_texts()] for legend in legends if legend]
     assert [text.split()[0] for text in texts[0]] == ["retnet", "transformer-flash"]
     assert all("N^-0." in text for text in texts[0])
-    assert texts[1] == ["retnet", "transformer"]
+    assert texts[1] == ["retnet, paper", "transformer, paper"]
     assert theirs.get_title(loc="left") == "the paper's, estimated"

@@ -113,8 +113,8 @@ def _draw_panel(ax: Axes, panel: Panel, look: dict[str, Look]) -> None:
     names = [bar.name for bar in panel.bars]
     if panel.ghost:
         names.append("by the paper's ratio")
-        ax.barh(len(panel.bars), panel.ghost, height=0.7, facecolor="none", edgecolor=PAPER, linestyle=(0, (3, 2)),
-                linewidth=0.8, label=f"_{BASELINE}, paper")  # fmt: skip
+        ax.barh(len(panel.bars), panel.ghost, height=0.7, facecolor="none", edgecolor=PAPER, linewidth=0.8,
+                label=f"_{BASELINE}, paper")  # fmt: skip
         _label(ax, len(panel.bars), panel.ghost, "", f"{panel.theirs:g}×", PAPER)
     ax.set_yticks(range(len(names)), names)
     ax.set_ylim(len(names) - 0.5, -0.6)

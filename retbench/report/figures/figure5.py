@@ -12,6 +12,7 @@ from models.sizes import SIZES
 from retbench.record import Record
 from retbench.report.conditions import hardware_words
 from retbench.report.layout import caption
+from retbench.report.panels import DASHES, DOTS, HOLLOW
 from retbench.report.scaling_fit import Losses, fit, losses_by_system, main_setting
 from retbench.report.style import PAGE_WIDTH, PAPER, Look, looks, plain, styled
 
@@ -32,7 +33,7 @@ def draw(records: Sequence[Record], paper: Mapping[str, Any]) -> Figure:
 
 
 def _draw_ours(ax: Axes, losses: Mapping[str, Losses], look: Mapping[str, Look]) -> None:
-    """A point a run, the fitted law as a line through their means."""
+    """A point a run, the fitted law as a dashed line through their means: it is a model."""
     ax.set(xscale="log", yscale="log", title="trained here", xlabel="parameters", ylabel="held-out loss, nats a token")
     for system, of_system in losses.items():
         colour, marker = look[system].colour, look[system].marker
@@ -42,7 +43,7 @@ def _draw_ours(ax: Axes, losses: Mapping[str, Losses], look: Mapping[str, Look])
         label = f"{plain(system)}  N^-{law.exponent.value:.3f}" if law else plain(system)
         if law:
             line = np.geomspace(min(of_system.parameters), max(of_system.parameters))
-            ax.plot(line, law.scale * line**-law.exponent.value, color=colour, label=label)
+            ax.plot(line, law.scale * line**-law.exponent.value, color=colour, linestyle=DASHES, label=label)
         else:
             ax.plot(of_system.parameters, of_system.means, color=colour, label=label)
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1e6:g}M"))
@@ -58,12 +59,13 @@ def _draw_ours(ax: Axes, losses: Mapping[str, Losses], look: Mapping[str, Look])
 def _draw_paper(
     ax: Axes, sizes: Sequence[str], points: Mapping[str, Sequence[float]], look: Mapping[str, Look]
 ) -> None:
-    """The paper's points by size, dashed, since they are estimates."""
+    """The paper's points by size, hollow."""
     ax.set(xscale="log", title="the paper's, estimated", xlabel="parameters", ylabel="validation perplexity")
     parameters = [12 * SIZES[size].d_model ** 2 * SIZES[size].n_layers for size in sizes]
     for system, values in points.items():
         colour, marker = look[system].colour, look[system].marker
-        ax.plot(parameters, values, color=colour, marker=marker, linestyle=(0, (3, 2)), label=plain(system))
+        label = f"{plain(system)}, paper"
+        ax.plot(parameters, values, color=colour, marker=marker, linestyle=DOTS, label=label, **HOLLOW)
     ax.set_xticks(parameters, [size.upper() for size in sizes])
     ax.minorticks_off()
     ax.legend()
@@ -72,11 +74,11 @@ def _draw_paper(
 def _words(shown: Sequence[Record], paper: Mapping[str, Any]) -> str:
     learning = shown[0].cell.learning if shown else None
     if learning is None:
-        return f"Right: {paper['source']}."
+        return f"Right, hollow: {paper['source']}."
     seeds = len({record.cell.seed for record in shown})
     return (
         f"Left: {learning.tokens} tokens of {learning.corpus} by {learning.tokenizer}, {hardware_words(shown)}, "
-        f"{seeds} seed{'s' * (seeds > 1)}, a point a run; lines are fitted power laws of the parameters without "
+        f"{seeds} seed{'s' * (seeds > 1)}, a point a run; dashed: fitted power laws of the parameters without "
         "embedding and head. "
-        f"Right: {paper['source']}."
+        f"Right, hollow: {paper['source']}."
     )

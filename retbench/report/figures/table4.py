@@ -1,10 +1,11 @@
-"""Table 4 as bars: memory of a GPU by size, the model's hatched, the paper's hollow."""
+"""Table 4 as bars: memory of a GPU by size, the model's dashed and hatched, the paper's hollow."""
 
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
 from retbench.report.layout import caption
+from retbench.report.panels import DASHES
 from retbench.report.style import PAGE_WIDTH, looks, styled
 from retbench.report.training_cost import Assumptions, Cost, rms
 
@@ -23,7 +24,8 @@ def draw(costs: Sequence[Cost], assumed: Assumptions) -> Figure:
             colour, named = look[cost.system].colour, cost.place == 0
             label = f"{'' if named else '_'}{cost.system}, model"
             height = cost.memory(assumed)
-            ax.bar(left - WIDTH / 2, height, WIDTH, label=label, color="white", edgecolor=colour, hatch="//////")
+            drawn = ax.bar(left - WIDTH / 2, height, WIDTH, label=label, color="white", edgecolor=colour)
+            drawn.patches[0].set(hatch="//////", linestyle=DASHES)
             label = f"{'' if named else '_'}{cost.system}, paper"
             ax.bar(
                 left + WIDTH / 2, cost.paper_memory, WIDTH, label=label, color="white", edgecolor=colour, linewidth=1
@@ -35,8 +37,8 @@ def draw(costs: Sequence[Cost], assumed: Assumptions) -> Figure:
         figure.legend(loc="outside upper center", ncols=3)
         caption(
             figure,
-            f"Hatched: model, not measured: {assumed.words}; none of it is stated by the paper (root mean square error "
-            f"{rms(costs, assumed):.1%}). Hollow: the paper, as printed.",
+            f"Dashed, hatched: model, not measured: {assumed.words}; none of it is stated by the paper (root mean "
+            f"square error {rms(costs, assumed):.1%}). Hollow: the paper, as printed.",
             PAGE_WIDTH,
         )
     return figure

@@ -412,15 +412,19 @@ def _line_look(line: Line2D) -> Look:
     face = to_rgba(cast(Any, line.get_markerfacecolor()))
     hollow = bool(marker) and (face[3] == 0 or min(face[:3]) > 0.98)
     line_style = str(line.get_linestyle())
-    dashes = line._unscaled_dash_pattern[1] or ()  # type: ignore[attr-defined]  # there is no public way to ask
     shown = line_style not in ("None", "none", " ", "")
-    return Look(_colour(line.get_color()), marker, shown, tuple(float(part) for part in dashes), hollow)
+    return Look(_colour(line.get_color()), marker, shown, _dashes(line), hollow)
 
 
 def _patch_look(patch: Rectangle | Polygon | Any) -> Look:
     face, edge = to_rgba(patch.get_facecolor()), to_rgba(patch.get_edgecolor())
-    hollow = face[3] == 0 or min(face[:3]) > 0.98
-    return Look(to_hex(edge if hollow else face), hollow=hollow)
+    empty, dashes = face[3] == 0 or min(face[:3]) > 0.98, _dashes(patch)
+    return Look(to_hex(edge if empty else face), dashes=dashes, hollow=empty and not dashes)
+
+
+def _dashes(drawn: Any) -> tuple[float, ...]:
+    """The strokes and gaps of a line or an outline."""
+    return tuple(float(part) for part in drawn._unscaled_dash_pattern[1] or ())  # there is no public way to ask
 
 
 def _colour(value: Any) -> str:

@@ -83,7 +83,7 @@ def key(entry: Entry) -> str:
     """What stands before a name in a legend."""
     look = entry.look
     if entry.bar:
-        inside = f'<rect x="5" y="2" width="16" height="9" class="bar{" hollow" * look.hollow}"/>'
+        inside = f'<rect x="5" y="2" width="16" height="9" class="{_bar_class(look)}"/>'
     else:
         inside = f'<path d="M1 6.5H25"{_stroke(look)}/>' if look.line else ""
         inside += _marker(look, 13, 6.5) if look.marker else ""
@@ -159,12 +159,17 @@ def _bar(bar: Bar, frame: Frame, panel: Panel) -> str:
     (x0, y0), (x1, y1) = bar.corners
     rect = (
         f'<rect x="{frame.x(x0):.1f}" y="{frame.y(y1):.1f}" width="{(x1 - x0) * frame.width:.1f}" '
-        f'height="{(y1 - y0) * frame.height:.1f}" class="bar{" hollow" * bar.look.hollow}"/>'
+        f'height="{(y1 - y0) * frame.height:.1f}" class="{_bar_class(bar.look)}"/>'
     )
     unit = panel.y.label or panel.x.label or panel.title.rpartition(", ")[2]
     value = inert(_with_unit(bar.point, unit))
     mark = f'<g data-x="{inert(bar.point.x_words)}" data-y="{value}">{rect}</g>{_whisker(bar.point, frame)}'
     return _group(bar.scope, bar.look, mark, "series")
+
+
+def _bar_class(look: Look) -> str:
+    """Solid as measured, hollow as the paper's, dashed as a model's."""
+    return "bar" + (" dashed" if look.dashes else " hollow" if look.hollow else "")
 
 
 def _shape(shape: Shape, frame: Frame) -> str:
