@@ -151,8 +151,11 @@ def tables(records: Sequence[Record]) -> "list[Table]":
     from retbench.report.accuracy_tables import accuracy_table, checkpoint_of, difference_table
 
     last = {record.cell.system: checkpoint_of(record) for record in records}
-    first = [accuracy_table(records, _table())]
-    return [*first, difference_table(records, *last.values(), _table())] if len(last) == 2 else first
+    found = [accuracy_table(records, _table())]
+    if len(last) == 2:
+        one, other = last.values()
+        found.append(difference_table(records, one, other, _table()))
+    return found
 
 
 EXHIBITS = (

@@ -133,9 +133,9 @@ def totals(rows: Sequence[Row], notes: Sequence[str]) -> Table:
         numbers = [total.perplexity, found.bits_per_byte, total.loss]
         texts = [f"{total.perplexity:.2f}", f"{found.bits_per_byte:.3f}", f"{total.loss:.3f}"]
         counts = [total.tokens, len(found.documents)]
-        words = [Entry(text, text) for text in (label, corpus, which, how)]
+        names = [Entry(text, text) for text in (label, corpus, which, how)]
         measured = [Entry(value, text) for value, text in zip(numbers, texts, strict=True)]
-        body.append((*words, *measured, *(Entry(value, str(value)) for value in counts)))
+        body.append((*names, *measured, *(Entry(value, str(value)) for value in counts)))
     words = (
         "every token of whole documents weighs the same; bits per byte compare over tokenizers",
         "part: which documents of the corpus are scored, each text once, up to the tokens asked for",

@@ -62,12 +62,16 @@ def _corpora(record: Record) -> tuple[str, ...] | None:
     return (learning.corpus, *learning.others) if learning else None
 
 
+def _preset_of(record: Record) -> str | None:
+    return _preset(record.cell)
+
+
 # In the order in which a command shows them.
 GETTERS: Mapping[str, Getter] = {
     **{name: attrgetter(f"cell.{cell}") for name, cell in (
         ("tasks", "task"), ("num_fewshot", "num_fewshot"), ("limit", "limit"), ("max_length", "seq_len"),
     )},
-    "preset": lambda record: _preset(record.cell),
+    "preset": _preset_of,
     "size": lambda record: record.cell.size if record.cell.checkpoint is None else None,
     **{name: attrgetter(f"cell.{name}") for name in SHOWN[1:]},
     "mem_limit": attrgetter("cell.mem_limit_bytes"),
