@@ -76,11 +76,15 @@ def needed_bytes(cell: Cell, prediction: Prediction) -> int:
 
 @dataclass(frozen=True)
 class Share:
-    """What a cell gets of the time: seconds in all, those for one prefill, and why its prefill gets none."""
+    """What a cell gets of the time: seconds in all, those for one prefill, and why its prefill gets none.
+
+    ``expected_s``: what it should take however little it gets, since no cell does less than its fewest steps.
+    """
 
     budget_s: float
     prefill_s: float
     skip_prefill: str | None
+    expected_s: float = 0.0
 
 
 def in_order(cells: Sequence[Cell], predictions: Mapping[Cell, Prediction], device: Device) -> list[Cell]:
@@ -110,11 +114,12 @@ def share(cells: Sequence[Cell], predictions: Mapping[Cell, Prediction], device:
         affordable = max(affordable, prefill_s)
     decode_s, prefill_s = costs[0]
     if prefill_s <= affordable:
-        return Share(max(left_s, 0) * (decode_s + prefill_s) / total, prefill_s, None)
+        both_s = decode_s + prefill_s
+        return Share(max(left_s, 0) * both_s / total, prefill_s, None, both_s)
     reason = (
         f"would take about {format_duration(prefill_s / MARGIN)} (model), too long for the time left: raise --budget"
     )
-    return Share(max(left_s, 0) * decode_s / total, 0.0, reason)
+    return Share(max(left_s, 0) * decode_s / total, 0.0, reason, decode_s)
 
 
 def _cost(cell: Cell, prediction: Prediction, device: Device) -> tuple[float, float]:

@@ -6,7 +6,7 @@ from typing import cast
 import pytest
 
 from retbench.devices import Device
-from retbench.plan import COMPARISON_S, START_UP_S, Prediction, in_order, share
+from retbench.plan import COMPARISON_S, START_UP_S, STEPS, TRAINING_STEPS, Prediction, in_order, share
 from retbench.spec import Cell
 from tests.retbench.conftest import PREDICTION
 
@@ -111,6 +111,22 @@ def test_when_the_time_is_over_there_is_no_prefill_and_no_negative_share(left_s:
 
     assert late.budget_s == 0
     assert late.skip_prefill
+
+
+def test_what_a_cell_should_take_is_told_however_little_time_is_left() -> None:
+    cell = replace(CELL, workload="train_step")
+    work = {"peak_memory_bytes": 5000, "step_flops": 10**13, "step_moved_bytes": 10**9}  # 101 s a step
+
+    late, early = (share([cell], {cell: work}, DEVICE, left_s) for left_s in (-1.0, 5000.0))
+
+    assert late.budget_s == 0
+    assert late.expected_s == early.expected_s == pytest.approx(START_UP_S + TRAINING_STEPS * 101)
+
+
+def test_a_prefill_that_is_skipped_is_not_expected_to_take_time() -> None:
+    predictions = {CELL: costing(step_bytes=10**9, prefill_bytes=10**12)}
+
+    assert share([CELL], predictions, DEVICE, left_s=0.0).expected_s == pytest.approx(START_UP_S + STEPS)
 
 
 def test_a_cell_without_a_prediction_still_gets_its_share() -> None:

@@ -160,6 +160,19 @@ def test_a_budget_that_is_used_up_leaves_no_time_but_every_cell_still_runs(tmp_p
     assert all(timeout_s >= sweep.START_UP_S for _, _, timeout_s, _ in calls)
 
 
+def test_a_training_cell_that_comes_after_the_budget_is_not_killed_before_its_fewest_steps(tmp_path: Path) -> None:
+    cell, calls = replace(CELLS[0], workload="train_step"), list[Any]()
+    work = {"peak_memory_bytes": 5000, "step_flops": 6 * 10**12, "step_moved_bytes": 0}  # 60 s a step
+
+    replace(sweep_of(tmp_path), cells=[cell]).run(
+        {}, {cell: work}, Deadline(-1.0), Listener(), executing(OK, calls=calls)
+    )
+
+    request, _, timeout_s, _ = calls[0]
+    assert request["budget_s"] == 0
+    assert timeout_s > 6 * 60
+
+
 def test_a_cell_above_the_free_memory_is_skipped_with_its_predicted_bytes(tmp_path: Path) -> None:
     calls: list[Any] = []
     large = {**PREDICTION, "peak_memory_bytes": 3 * 2**30}
