@@ -79,7 +79,7 @@ def check_degrees(training: Training) -> None:
 
 
 def check_systems(cells: Sequence[Cell]) -> None:
-    """Raises UsageError for a cell whose heads, FFN or vocabulary the ranks cannot share out equally.
+    """Raises UsageError for a cell whose heads, FFN or vocabulary the ranks cannot share out equally, or of no model.
 
     A system that cannot be split at all passes: its record will say why.
     """
@@ -88,17 +88,14 @@ def check_systems(cells: Sequence[Cell]) -> None:
         return  # without torch
     import torch
 
-    from models import configure, from_config
-    from models.checkpoint import read_config
+    from models import from_config
     from models.parallel import check_degree
+    from retbench.measure import config_of
 
     for cell, degree in degrees.items():
-        config = (
-            read_config(cell.checkpoint) if cell.checkpoint else configure(cell.system, cell.size, **cell.overrides)
-        )
-        with torch.device("meta"):
-            model = from_config(replace(config, n_layers=1))
         try:
+            with torch.device("meta"):
+                model = from_config(replace(config_of(cell), n_layers=1))
             check_degree(model, degree)
         except NotImplementedError:
             continue

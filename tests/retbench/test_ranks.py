@@ -116,6 +116,13 @@ def test_heads_that_the_ranks_cannot_share_out_are_refused_with_the_degrees_that
         check_systems([cell("retnet", 2), cell("retnet", 4)])
 
 
+def test_a_checkpoint_of_no_model_is_refused_in_words(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+
+    with pytest.raises(UsageError, match=r"config\.json: \w+ is missing"):
+        check_systems([cell("transformer-flash:bad", 2, checkpoint=str(tmp_path))])
+
+
 def test_a_system_that_cannot_be_split_is_left_to_its_record() -> None:
     check_systems([cell("lstm", 2)])
 
