@@ -70,8 +70,12 @@ def _predictable(cell: Cell) -> Cell:
 
 
 def needed_bytes(cell: Cell, prediction: Prediction) -> int:
-    """What must be free for the cell to run at all: complexity runs at what lengths it can."""
-    return 0 if cell.workload == "complexity" else prediction.get("peak_memory_bytes", 0)
+    """What must be free for the cell to run at all: complexity runs at what lengths it can.
+
+    Ranks on a CPU share its memory; on GPUs each has one of its own.
+    """
+    ranks = cell.training.ranks if cell.training and cell.device == "cpu" else 1
+    return 0 if cell.workload == "complexity" else ranks * prediction.get("peak_memory_bytes", 0)
 
 
 @dataclass(frozen=True)

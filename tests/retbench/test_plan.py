@@ -6,8 +6,17 @@ from typing import cast
 import pytest
 
 from retbench.devices import Device
-from retbench.plan import COMPARISON_S, START_UP_S, STEPS, TRAINING_STEPS, Prediction, in_order, share
-from retbench.spec import Cell
+from retbench.plan import (
+    COMPARISON_S,
+    START_UP_S,
+    STEPS,
+    TRAINING_STEPS,
+    Prediction,
+    in_order,
+    needed_bytes,
+    share,
+)
+from retbench.spec import Cell, Training
 from tests.retbench.conftest import PREDICTION
 
 CELL = Cell("retnet", "tiny", "decode", seq_len=64, batch_size=1, dtype="fp32", device="cpu", threads=1)
@@ -149,6 +158,14 @@ def test_a_prefill_that_will_not_fit_takes_no_time_from_the_others() -> None:
 
     assert share([one, other], predictions, DEVICE, left_s=60.0).budget_s == pytest.approx(30)
     assert share([other, one], predictions, DEVICE, left_s=60.0).skip_prefill is None  # memory is the reason given
+
+
+def test_ranks_on_a_cpu_need_its_memory_together_and_on_gpus_each_its_own() -> None:
+    cell = replace(CELL, workload="train_step", training=Training(tensor_parallel=2, data_parallel=2))
+
+    assert needed_bytes(cell, costing(peak=1000)) == 4000
+    assert needed_bytes(replace(cell, device="cuda"), costing(peak=1000)) == 1000
+    assert needed_bytes(CELL, costing(peak=1000)) == 1000
 
 
 def test_comparable_cells_stay_together_and_the_cheap_ones_come_first() -> None:
