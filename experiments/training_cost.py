@@ -27,6 +27,8 @@ from retbench.report.training_cost import (
     fits,
     known_costs,
     measured_peaks,
+    step_cell,
+    training_records,
 )
 from retbench.spec import MAX_BATCH_SIZE, Cell, Checkpointing, Training
 from retbench.specifications import find_specification
@@ -82,10 +84,11 @@ def command(
 
     kinds = cast(tuple[Checkpointing, ...], get_args(Checkpointing)) if fit else (assumed.checkpointing,)
     costs = costs_of(predicted(EXPERIMENT, cells(kinds), out))
-    found = cost_tables(costs, assumed, find_specification(DEVICE), measured_peaks(out), fits(costs) if fit else [])
+    measured = measured_peaks(training_records(out), costs, assumed)
+    found = cost_tables(costs, assumed, find_specification(DEVICE), measured, fits(costs) if fit else [])
     fmt = "json" if output_format == "jsonl" else output_format
     render(found, cast(Format, fmt), sys.stdout)
-    files = save(table4.draw(costs, assumed), out / "reports" / EXPERIMENT, "table4-model")
+    files = save(table4.draw(costs, assumed, measured), out / "reports" / EXPERIMENT, "table4-model")
     print(f"figures: {', '.join(map(str, files))}", file=sys.stderr)
 
 
@@ -109,19 +112,21 @@ def cells(kinds: Sequence[Checkpointing]) -> list[Cell]:
     """What is traced of every row of Table 4: two shallow models for each checkpointing."""
     from retbench.report.training_tables import paper_training
 
-    paper = paper_training()
-    systems = [name for name in paper["memory"] if name != "sizes"]
+    systems = [name for name in paper_training()["memory"] if name != "sizes"]
     keys = [(system, size, kind) for size in paper_sizes() for system in systems for kind in kinds]
-    return [_cell(system, size, kind, layers, paper) for system, size, kind in keys for layers in SHALLOW]
+    return [
+        step_cell(system, size, 1, Training(checkpointing=kind), layers)
+        for system, size, kind in keys
+        for layers in SHALLOW
+    ]
 
 
 def costs_of(records: Sequence[Record]) -> list[Cost]:
     """The rows of Table 4 of as many kinds of checkpointing as were traced for all of them."""
     traced: dict[tuple[str, str, Checkpointing], dict[int, Prediction]] = {}
-    for record in records:
-        cell = record.cell
+    for cell, predicted in ((record.cell, record.predicted) for record in records if record.experiment == EXPERIMENT):
         key = (cell.system, cell.size, (cell.training or Training()).checkpointing)
-        traced.setdefault(key, {})[cell.n_layers or 0] = record.predicted
+        traced.setdefault(key, {})[cell.n_layers or 0] = predicted
     deep = {
         key: _deep(layers[SHALLOW[0]], layers[SHALLOW[1]], SIZES[key[1]].n_layers)
         for key, layers in traced.items()
@@ -132,24 +137,18 @@ def costs_of(records: Sequence[Record]) -> list[Cost]:
 
 
 def tables(records: Sequence[Record]) -> "list[Table]":
-    """Table 4 predicted under the default assumptions."""
+    """Table 4 predicted under the default assumptions, and measured where there are such records."""
     costs = costs_of(records)
-    return cost_tables(costs, ASSUMED, find_specification(DEVICE), {}, []) if costs else []
+    measured = measured_peaks(records, costs, ASSUMED)
+    return cost_tables(costs, ASSUMED, find_specification(DEVICE), measured, []) if costs else []
 
 
 def figures(records: Sequence[Record]) -> "Mapping[str, Figure]":
-    """The predicted memory as bars."""
+    """The predicted memory as bars, and what was measured of it."""
     from retbench.report.figures import table4
 
     costs = costs_of(records)
-    return {"table4-model": table4.draw(costs, ASSUMED)} if costs else {}
-
-
-def _cell(system: str, size: str, kind: Checkpointing, n_layers: int, paper: Mapping[str, int]) -> Cell:
-    chunk_size = paper["chunk_size"] if system == "retnet" else None
-    shape = (paper["seq_len"], 1, "bf16", "cuda", 1)
-    training = Training(checkpointing=kind)
-    return Cell(system, size, "train_step", *shape, n_layers=n_layers, chunk_size=chunk_size, training=training)  # type: ignore[arg-type]
+    return {"table4-model": table4.draw(costs, ASSUMED, measured_peaks(records, costs, ASSUMED))} if costs else {}
 
 
 def _deep(few: "Prediction", more: "Prediction", n_layers: int) -> "Prediction":
@@ -166,5 +165,6 @@ EXHIBITS = (
         "retbench training-cost",
         tables,
         figures,
+        also="training",
     ),
 )

@@ -19,7 +19,7 @@ class Exhibit:
     ``command`` what makes them. ``tables`` and ``figures`` draw them, figures by file stem; both get records of one
     machine at a time, but figures that ``overlays`` says can hold several. ``sums_up``: it reads the records of every
     experiment. ``systems`` are the rows of the paper, which the first table begins with: those without a
-    record are told to be not run.
+    record are told to be not run. ``also`` is an experiment whose records, of all machines, tables and figures get too.
     """
 
     name: str
@@ -31,6 +31,7 @@ class Exhibit:
     overlays: bool = False
     sums_up: bool = False
     systems: tuple[str, ...] = ()
+    also: str = ""
 
 
 @dataclass(frozen=True)

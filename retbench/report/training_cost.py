@@ -1,7 +1,7 @@
 """Table 4 by a model: what a GPU holds and how fast eight could be, under assumptions that the paper does not state."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Literal, get_args
@@ -10,11 +10,12 @@ from retbench.record import Record
 from retbench.report.numbers import ABSENT, significant
 from retbench.report.tables import Column, Entry, Table
 from retbench.report.training_tables import paper_training
-from retbench.spec import Checkpointing
+from retbench.spec import Cell, Checkpointing, Training
 from retbench.specifications import Specification
 from retbench.store import Store
 
 Unit = Literal["GB", "GiB"]
+Peaks = Mapping[tuple[str, str], int]  # bytes of a GPU by system and size
 UNITS: dict[str, int] = {"GB": 10**9, "GiB": 2**30}
 GPUS = 8  # of the paper
 SHARED_FROM = 2  # place of the first size that the paper trains with tensor parallelism
@@ -122,12 +123,10 @@ def cost_tables(
     costs: Sequence[Cost],
     assumed: Assumptions,
     device: Specification,
-    peaks: Mapping[tuple[str, str, int], int],
+    measured: Peaks,
     best: Sequence[Assumptions],
 ) -> list[Table]:
     """Table 4 beside the model and ``measured_peaks``, and the nearest assumptions where they were searched for."""
-    own = {(cost.system, cost.size): peaks.get((cost.system, cost.size, cost.seq_len)) for cost in costs}
-    measured = {row: peak for row, peak in own.items() if peak is not None}
     columns = (
         Column("size", "size", justify="left"),
         Column("system", "system", justify="left"),
@@ -152,15 +151,17 @@ def cost_tables(
         "are 10^9 bytes; others come nearly as near (--fit), so these are one reading of it, not the paper's",
         f"roofline: {GPUS} x {device.description} at their dense peak / the operations of these models, recomputation "
         "and all pairs of positions included; tokens are the paper's words; its rates are taken for those of all GPUs",
-        *(("measured: records of retbench training on CUDA at the same size and length",) if measured else ()),
+        *(
+            ("measured: retbench training on CUDA at the same length, batch, TP and checkpointing, in bf16",)
+            if measured
+            else ()
+        ),
     )
     first = Table("training_cost", "Table 4 predicted (model)", columns, rows, notes, ("size",))
     return [first, _fit_table(costs, best)] if best else [first]
 
 
-def _row(
-    cost: Cost, assumed: Assumptions, device: Specification, measured: Mapping[tuple[str, str], int]
-) -> tuple[Entry, ...]:
+def _row(cost: Cost, assumed: Assumptions, device: Specification, measured: Peaks) -> tuple[Entry, ...]:
     memory, error, speed = cost.memory(assumed), cost.error(assumed), cost.tokens_per_s(assumed, device)
     nbytes = measured.get((cost.system, cost.size))
     real = None if nbytes is None else nbytes / UNITS[assumed.unit]
@@ -180,16 +181,46 @@ def _row(
     )
 
 
-def measured_peaks(out: Path) -> dict[tuple[str, str, int], int]:
-    """Peaks that were measured on a CUDA device here, the last of each system, size and length."""
-    records: list[Record] = []
-    for path in sorted((out / "results").glob("*/training.jsonl")):
-        records += Store(path).read().records
-    return {
-        (record.cell.system, record.cell.size, record.cell.seq_len): int(record.metrics["peak_memory_bytes"])
-        for record in records
-        if record.status == "ok" and record.cell.device == "cuda"
-    }
+def step_cell(system: str, size: str, batch_size: int, training: Training, n_layers: int | None = None) -> Cell:
+    """An optimizer step as the rows of Table 4 are assumed to be: the paper's length and chunk, in bf16."""
+    paper = paper_training()
+    return Cell(
+        system,
+        size,
+        "train_step",
+        paper["seq_len"],
+        batch_size,
+        "bf16",
+        "cuda",
+        threads=1,
+        n_layers=n_layers,
+        chunk_size=paper["chunk_size"] if system == "retnet" else None,
+        training=training,
+    )
+
+
+def measured_peaks(records: Sequence[Record], costs: Sequence[Cost], assumed: Assumptions) -> Peaks:
+    """The last peak that was measured of each row on a CUDA device, under just what is assumed of it."""
+    known: dict[Cell, int] = {}
+    for record in records:
+        if record.status == "ok" and "peak_memory_bytes" in record.metrics:
+            training = replace(record.cell.training or Training(), data_parallel=1)  # each GPU holds as much
+            cell = replace(record.cell, threads=1, backend="auto", form="auto", seed=0, mem_limit_bytes=None)
+            known[replace(cell, training=training)] = int(record.metrics["peak_memory_bytes"])
+    wanted = {(cost.system, cost.size): _assumed_cell(cost, assumed) for cost in costs}
+    return {row: known[cell] for row, cell in wanted.items() if cell in known}
+
+
+def _assumed_cell(cost: Cost, assumed: Assumptions) -> Cell:
+    degree = assumed.tensor_parallel[cost.place]
+    training = Training(checkpointing=assumed.checkpointing, tensor_parallel=degree)
+    return step_cell(cost.system, cost.size, assumed.batch_size[cost.place], training)
+
+
+def training_records(out: Path) -> list[Record]:
+    """All that ``retbench training`` has stored, of every machine."""
+    paths = sorted((out / "results").glob("*/training.jsonl"))
+    return [record for path in paths for record in Store(path).read().records]
 
 
 def _fit_table(costs: Sequence[Cost], best: Sequence[Assumptions]) -> Table:

@@ -1,16 +1,33 @@
 """Table 4 predicted: the model, the search for assumptions, and its bad input."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from experiments.training_cost import command
+from experiments.training_cost import ASSUMED as DEFAULTS
+from experiments.training_cost import EXHIBITS, cells, command
 from retbench.errors import UsageError
+from retbench.record import Record
+from retbench.report.draw import draw
 from retbench.report.figures import table4
-from retbench.report.training_cost import Assumptions, Cost, cost_tables, fits, known_costs, rms
+from retbench.report.training_cost import (
+    Assumptions,
+    Cost,
+    cost_tables,
+    fits,
+    known_costs,
+    measured_peaks,
+    rms,
+    step_cell,
+)
 from retbench.report.training_tables import paper_training
+from retbench.spec import Training
 from retbench.specifications import find_specification
 from tests.experiments.conftest import run
+from tests.report.factory import record
 
 A100 = find_specification("a100-80gb")
 ASSUMED = Assumptions("block", "GB", 16.0, (4, 2, 2, 1), (1, 1, 2, 8))
@@ -64,7 +81,58 @@ def test_the_text_says_what_cannot_be_identified_and_states_every_assumption() -
     for words in ("cannot be identified", "batch 4 2 2 1", "tensor parallel 1 1 2 8", "16 bytes", "block", "model"):
         assert words in notes
     assert second.rows[0][2].value == ASSUMED.words
-    assert len(table4.draw(costs, ASSUMED).axes[0].patches) == 24
+    assert len(table4.draw(costs, ASSUMED, {}).axes[0].patches) == 24
+
+
+GIB = 2**30
+
+
+def trained(system: str = "retnet", training: Mapping[str, Any] | None = None, **other: Any) -> Record:
+    """A step that was measured under the defaults of 6.7b, but for what is told otherwise."""
+    known = {"checkpointing": DEFAULTS.checkpointing, "tensor_parallel": DEFAULTS.tensor_parallel[2]}
+    of = step_cell(system, "6.7b", DEFAULTS.batch_size[2], Training(**{**known, **(training or {})}))  # type: ignore[arg-type]
+    of = replace(of, backend="fla", form="chunkwise", threads=8, **other)
+    return record(of, metrics={"peak_memory_bytes": 50 * GIB}, experiment="training")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"batch_size": 16},
+        {"dtype": "fp32"},
+        {"device": "cpu"},
+        {"seq_len": 4096},
+        {"chunk_size": 256},
+        {"compile": True},
+        {"n_layers": 4},
+        {"training": {"checkpointing": "none"}},
+        {"training": {"tensor_parallel": 8}},
+        {"training": {"data_parallel": 2, "fsdp": True}},
+        {"training": {"loss": "chunked"}},
+    ],
+)
+def test_what_was_measured_under_other_conditions_is_in_no_row(other: dict[str, Any]) -> None:
+    costs = made_by(DEFAULTS)
+
+    assert measured_peaks([trained(**other)], costs, DEFAULTS) == {}
+    assert measured_peaks([replace(trained(), status="oom", reason="full")], costs, DEFAULTS) == {}
+    assert measured_peaks([trained(training={"data_parallel": 4})], costs, DEFAULTS) == {("retnet", "6.7b"): 50 * GIB}
+
+
+def test_a_report_shows_what_was_measured_under_the_assumptions_beside_the_model() -> None:
+    work = {"parameters": 10**9, "most_activations_bytes": 10**9, "step_flops": 10**14}
+    traced = [record(of, experiment="training_cost", predicted=work) for of in cells(["block"])]
+
+    (without,) = draw(EXHIBITS, traced)
+    (drawn,) = draw(EXHIBITS, [*traced, trained(), trained("transformer", batch_size=16)])
+
+    names = [column.name for column in drawn.tables[0].columns]
+    column = [row[names.index("measured_memory")] for row in drawn.tables[0].rows]
+    assert "measured_memory" not in [column.name for column in without.tables[0].columns]
+    assert [entry.value for entry in column if entry.value is not None] == [50.0]
+    assert len(column) == 12
+    assert len(drawn.figures["table4-model"].axes[0].lines) == 1
+    assert len(without.figures["table4-model"].axes[0].lines) == 0
 
 
 @pytest.mark.parametrize(
