@@ -18,6 +18,7 @@ from retbench.quantities import parse_counts
 from retbench.record import Record
 from retbench.report.exhibit import Exhibit
 from retbench.report.training_cost import (
+    DEGREES,
     GPUS,
     UNITS,
     Assumptions,
@@ -75,7 +76,7 @@ def command(
         cast(Unit, unit),
         state_bytes,
         _per_size(batch_size, "--batch-size", MAX_BATCH_SIZE),
-        _per_size(tensor_parallel, "--tensor-parallel", GPUS),
+        _degrees(tensor_parallel),
     )
 
     from retbench.predictions import predicted
@@ -94,11 +95,21 @@ def command(
 
 def _per_size(text: str, option: str, most: int) -> tuple[int, ...]:
     """One number for every size, or the same for all."""
-    counts = tuple(parse_counts(part, option)[0] for part in text.split(","))
-    sizes = paper_sizes()
-    if len(counts) not in (1, len(sizes)) or max(counts) > most:
+    parts = [parse_counts(part, option) for part in text.split(",")]
+    sizes, counts = paper_sizes(), tuple(part[0] for part in parts)
+    if len(counts) not in (1, len(sizes)) or max(counts) > most or any(len(part) > 1 for part in parts):
         raise UsageError(f"{option} {text!r} must be one number or {len(sizes)}, for {', '.join(sizes)}, up to {most}")
     return counts * (len(sizes) if len(counts) == 1 else 1)
+
+
+def _degrees(text: str) -> tuple[int, ...]:
+    """Those of tensor parallelism, one for every size."""
+    degrees = _per_size(text, "--tensor-parallel", GPUS)
+    for size, degree, possible in zip(paper_sizes(), degrees, DEGREES, strict=True):
+        if degree not in possible:
+            words = f"does not divide {GPUS} GPUs and the heads of {size}; possible are {', '.join(map(str, possible))}"
+            raise UsageError(f"--tensor-parallel {degree} {words}")
+    return degrees
 
 
 def paper_sizes() -> list[str]:

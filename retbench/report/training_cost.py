@@ -19,8 +19,9 @@ Peaks = Mapping[tuple[str, str], int]  # bytes of a GPU by system and size
 UNITS: dict[str, int] = {"GB": 10**9, "GiB": 2**30}
 GPUS = 8  # of the paper
 SHARED_FROM = 2  # place of the first size that the paper trains with tensor parallelism
+DEGREES = ((1, 2, 4, 8), (1, 2), (1, 2, 4, 8), (1, 2, 4))  # by place of the size: those that divide GPUs and all heads
 # What a search tries.
-BATCHES, DEGREES, STATE_BYTES = (1, 2, 3, 4, 6, 8, 16), (1, 2, 4, 8), (4, 6, 8, 10, 12, 14, 16, 18, 20)
+BATCHES, STATE_BYTES = (1, 2, 3, 4, 6, 8, 16), (4, 6, 8, 10, 12, 14, 16, 18, 20)
 SHOWN_FITS = 5
 
 
@@ -116,7 +117,7 @@ def _best(costs: Sequence[Cost], place: int, kind: Checkpointing, unit: Unit, st
         batch, degree = choice
         return rms(own, Assumptions(kind, unit, state_bytes, (batch,) * sizes, (degree,) * sizes))
 
-    return min(product(BATCHES, DEGREES if place >= SHARED_FROM else (1,)), key=error)
+    return min(product(BATCHES, DEGREES[place] if place >= SHARED_FROM else (1,)), key=error)
 
 
 def cost_tables(
@@ -235,7 +236,7 @@ def _fit_table(costs: Sequence[Cost], best: Sequence[Assumptions]) -> Table:
         error = rms(costs, assumed)
         rows.append((Entry(error, f"{error:.1%}"), Entry(worst, f"{worst:+.1%}"), Entry(assumed.words, assumed.words)))
     tried = (
-        f"tried: batches {', '.join(map(str, BATCHES))}; TP {', '.join(map(str, DEGREES))} from 6.7b on; bytes a "
+        f"tried: batches {', '.join(map(str, BATCHES))}; all TP that divide GPUs and heads from 6.7b on; bytes a "
         f"parameter {STATE_BYTES[0]} to {STATE_BYTES[-1]}; checkpointing none and block; GB and GiB"
     )
     return Table("fit", "The assumptions that come nearest to the paper's memory", columns, tuple(rows), (tried,))

@@ -10,10 +10,12 @@ import pytest
 from experiments.training_cost import ASSUMED as DEFAULTS
 from experiments.training_cost import EXHIBITS, cells, command
 from retbench.errors import UsageError
+from retbench.ranks import check_systems
 from retbench.record import Record
 from retbench.report.draw import draw
 from retbench.report.figures import table4
 from retbench.report.training_cost import (
+    DEGREES,
     Assumptions,
     Cost,
     cost_tables,
@@ -30,7 +32,7 @@ from tests.experiments.conftest import run
 from tests.report.factory import record
 
 A100 = find_specification("a100-80gb")
-ASSUMED = Assumptions("block", "GB", 16.0, (4, 2, 2, 1), (1, 1, 2, 8))
+ASSUMED = Assumptions("block", "GB", 16.0, (4, 2, 2, 1), (1, 1, 2, 4))
 SYSTEMS = ("transformer", "transformer-flash", "retnet")
 
 
@@ -49,8 +51,8 @@ def made_by(assumed: Assumptions) -> list[Cost]:
 def test_memory_is_states_and_activations_shared_by_the_gpus_of_a_model() -> None:
     cost = Cost("retnet", "13b", 3, 50.0, 1000.0, 8192, 8 * 10**9, {"block": 16 * 10**9}, {"block": 312 * 10**12})
 
-    assert cost.memory(ASSUMED) == pytest.approx((16 * 8 + 1 * 16) / 8)
-    assert cost.error(ASSUMED) == pytest.approx(18 / 50 - 1)
+    assert cost.memory(ASSUMED) == pytest.approx((16 * 8 + 1 * 16) / 4)
+    assert cost.error(ASSUMED) == pytest.approx(36 / 50 - 1)
     assert cost.tokens_per_s(ASSUMED, A100) == pytest.approx(8 * 8192)
 
 
@@ -78,7 +80,7 @@ def test_the_text_says_what_cannot_be_identified_and_states_every_assumption() -
     first, second = cost_tables(costs, ASSUMED, A100, {}, [ASSUMED])
 
     notes = " ".join(first.footnotes)
-    for words in ("cannot be identified", "batch 4 2 2 1", "tensor parallel 1 1 2 8", "16 bytes", "block", "model"):
+    for words in ("cannot be identified", "batch 4 2 2 1", "tensor parallel 1 1 2 4", "16 bytes", "block", "model"):
         assert words in notes
     assert second.rows[0][2].value == ASSUMED.words
     assert len(table4.draw(costs, ASSUMED, {}).axes[0].patches) == 24
@@ -140,7 +142,11 @@ def test_a_report_shows_what_was_measured_under_the_assumptions_beside_the_model
     [
         ({"batch_size": "1,2"}, "must be one number or 4, for 1.3b, 2.7b, 6.7b, 13b"),
         ({"batch_size": "none"}, "is not a count"),
+        ({"batch_size": "1-4"}, "--batch-size '1-4' must be one number or 4, for 1.3b"),
+        ({"batch_size": "1-4,2,2,2"}, "must be one number or 4"),
         ({"tensor_parallel": "16"}, "up to 8"),
+        ({"tensor_parallel": "3"}, "3 does not divide 8 GPUs and the heads of 1.3b; possible are 1, 2, 4, 8"),
+        ({"tensor_parallel": "1,1,8,8"}, "8 does not divide 8 GPUs and the heads of 13b; possible are 1, 2, 4"),
         ({"checkpointing": "layer"}, "it is one of none, block"),
         ({"unit": "MB"}, "units are GB, GiB"),
         ({"output_format": "xml"}, "unknown format 'xml'"),
@@ -150,6 +156,19 @@ def test_bad_input_is_one_line(options: dict[str, str], message: str) -> None:
     with pytest.raises(UsageError) as caught:
         command(**options)  # type: ignore[arg-type]
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(("place", "size"), list(enumerate(paper_training()["memory"]["sizes"])))
+def test_possible_degrees_are_all_that_divide_the_heads_of_the_models(place: int, size: str) -> None:
+    def divides(degree: int) -> bool:
+        steps = [step_cell(system, size, 1, Training(tensor_parallel=degree)) for system in SYSTEMS]
+        try:
+            check_systems(steps)
+        except UsageError:
+            return False
+        return True
+
+    assert DEGREES[place] == tuple(degree for degree in (1, 2, 4, 8) if divides(degree))
 
 
 @pytest.mark.slow
