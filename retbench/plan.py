@@ -15,7 +15,7 @@ from retbench.timing import TRIVIAL_S
 
 Prediction = dict[str, int]
 
-TIMEOUT_S = 600.0
+TIMEOUT_S = 600.0  # a cell
 START_UP_S = 5.0  # a child's imports and weights
 COMPARISON_S = 5.0  # of a peer with its twin, and the imports of both
 SKIPPING_S = 0.001
@@ -56,7 +56,7 @@ def describe(cells: Sequence[Cell]) -> list[dict[str, Any]]:
 
 def _asked(request: dict[str, Any]) -> Outcome:
     """A child's answer."""
-    outcome = isolate.run_worker(request, threads=1, timeout_s=TIMEOUT_S)
+    outcome = isolate.run_worker(request, threads=1, timeout_s=TIMEOUT_S * len(request["cells"]))
     for message in outcome.messages:
         if "bad_input" in message:
             raise UsageError(message["bad_input"])

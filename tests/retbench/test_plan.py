@@ -1,19 +1,25 @@
 """The plan shares time out: every cell gets its decode steps, prefills are added from the cheapest on."""
 
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
+from retbench import isolate
 from retbench.devices import Device
+from retbench.isolate import Outcome
 from retbench.plan import (
     COMPARISON_S,
     START_UP_S,
     STEPS,
+    TIMEOUT_S,
     TRAINING_STEPS,
     Prediction,
+    describe,
+    estimate,
     in_order,
     needed_bytes,
+    predict,
     share,
 )
 from retbench.spec import Cell, Training
@@ -166,6 +172,21 @@ def test_ranks_on_a_cpu_need_its_memory_together_and_on_gpus_each_its_own() -> N
     assert needed_bytes(cell, costing(peak=1000)) == 4000
     assert needed_bytes(replace(cell, device="cuda"), costing(peak=1000)) == 1000
     assert needed_bytes(CELL, costing(peak=1000)) == 1000
+
+
+def test_a_plan_of_many_cells_has_time_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits_s: list[float] = []
+
+    def run_worker(request: dict[str, Any], threads: int, timeout_s: float) -> Outcome:
+        limits_s.append(timeout_s)
+        return Outcome("ok", None, [{"predicted": {}, "problem": None, "facts": {}} for _ in request["cells"]])
+
+    monkeypatch.setattr(isolate, "run_worker", run_worker)
+    predict([CELL])
+    estimate([CELL] * 28, 2**30)
+    describe([CELL] * 2)
+
+    assert limits_s == [TIMEOUT_S, 28 * TIMEOUT_S, 2 * TIMEOUT_S]
 
 
 def test_comparable_cells_stay_together_and_the_cheap_ones_come_first() -> None:
