@@ -1,6 +1,7 @@
 """Several ranks make one record of a cell: their outcomes are combined, and what cannot start is said before."""
 
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,34 @@ def test_the_processes_that_torchrun_has_started_count_and_not_the_option(monkey
     assert ranks.is_follower()
     with pytest.raises(UsageError, match="needs 3 processes, not 2"):
         check_ranks(Training(tensor_parallel=3), nproc=3)
+
+
+@pytest.mark.parametrize(
+    ("exitcode", "status", "said"), [(2, 2, ""), (-9, 1, "retbench: rank 1 was killed by SIGKILL\n")]
+)
+def test_a_rank_that_failed_has_said_why_unless_it_was_killed(
+    exitcode: int,
+    status: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+    def torchrun(arguments: object) -> None:
+        logging.getLogger("torch.distributed.elastic.multiprocessing.api").error("failed (exitcode: %s)", exitcode)
+        raise ChildFailedError("retbench", {1: ProcessFailure(1, 4000, exitcode, "no file")})
+
+    elastic = logging.getLogger("torch.distributed.elastic")
+    monkeypatch.setattr(elastic, "level", elastic.level)  # restored
+    monkeypatch.setattr(run, "run", torchrun)
+    monkeypatch.setenv("PYTHONPATH", "")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+    assert ranks.launch(2, "retbench", []) == status
+    assert (capsys.readouterr().err, caplog.text) == (said, "")
 
 
 def test_a_torch_without_torchrun_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
