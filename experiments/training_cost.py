@@ -42,7 +42,8 @@ if TYPE_CHECKING:
 
 EXPERIMENT, DEVICE = "training_cost", "a100-80gb"
 # The defaults of the command: those that come nearest to the paper's memory; it states none of them.
-ASSUMED = Assumptions("block", "GiB", 14.0, (4, 2, 2, 2), (1, 1, 2, 4))
+ASSUMED = Assumptions("block", "GB", 12.0, (4, 2, 2, 2), (1, 1, 2, 4))
+BATCH_SIZE, TENSOR_PARALLEL = (",".join(map(str, numbers)) for numbers in (ASSUMED.batch_size, ASSUMED.tensor_parallel))
 SHALLOW = (2, 3)  # layers that are traced: all else grows by the difference from layer to layer
 
 PerSize = "a number, or one for each of 1.3b, 2.7b, 6.7b, 13b"
@@ -57,11 +58,11 @@ Fit = Annotated[bool, typer.Option("--fit", help="Search the assumptions that co
 
 
 def command(
-    batch_size: BatchSizes = "4,2,2,2",
-    tensor_parallel: TensorParallel = "1,1,2,4",
-    state_bytes: StateBytes = 14.0,
-    checkpointing: CheckpointingName = "block",
-    unit: UnitName = "GiB",
+    batch_size: BatchSizes = BATCH_SIZE,
+    tensor_parallel: TensorParallel = TENSOR_PARALLEL,
+    state_bytes: StateBytes = ASSUMED.state_bytes,
+    checkpointing: CheckpointingName = ASSUMED.checkpointing,
+    unit: UnitName = ASSUMED.unit,
     fit: Fit = False,
     out: options.Out = Path(),
     output_format: options.Format = "table",

@@ -6,6 +6,7 @@ from itertools import product
 from pathlib import Path
 from typing import Literal, get_args
 
+from models.sizes import SIZES
 from retbench.record import Record
 from retbench.report.numbers import ABSENT, significant
 from retbench.report.tables import Column, Entry, Table
@@ -23,6 +24,10 @@ DEGREES = ((1, 2, 4, 8), (1, 2), (1, 2, 4, 8), (1, 2, 4))  # by place of the siz
 # What a search tries.
 BATCHES, STATE_BYTES = (1, 2, 3, 4, 6, 8, 16), (4, 6, 8, 10, 12, 14, 16, 18, 20)
 SHOWN_FITS = 5
+# Tensors (T, D) that a layer keeps for its gradient and no degree divides: its input; and, without checkpointing, what
+# its first norm gives, what its second one reads and gives. At the head, what the last norm reads and gives.
+WHOLE: Mapping[Checkpointing, int] = {"none": 4, "block": 1}
+WHOLE_AT_THE_HEAD, BF16_BYTES = 2, 2
 
 
 @dataclass(frozen=True)
@@ -56,13 +61,15 @@ class Cost:
     seq_len: int
     parameters: int
     activations_bytes: Mapping[Checkpointing, int]  # of one sequence, logits included, gradients not
+    whole_bytes: Mapping[Checkpointing, int]  # those of them that every GPU of a model holds
     flops: Mapping[Checkpointing, int]  # of one sequence
 
     def memory(self, assumed: Assumptions) -> float:
-        """Of a GPU, in the unit: everything is shared evenly by the GPUs of a model."""
-        activations = assumed.batch_size[self.place] * self.activations_bytes[assumed.checkpointing]
-        shared = (assumed.state_bytes * self.parameters + activations) / assumed.tensor_parallel[self.place]
-        return shared / UNITS[assumed.unit]
+        """Of a GPU, in the unit: the GPUs of a model share all evenly but what ``whole_bytes`` tells."""
+        batch_size, degree = assumed.batch_size[self.place], assumed.tensor_parallel[self.place]
+        whole = batch_size * self.whole_bytes[assumed.checkpointing]
+        shared = assumed.state_bytes * self.parameters + batch_size * self.activations_bytes[assumed.checkpointing]
+        return ((shared - whole) / degree + whole) / UNITS[assumed.unit]
 
     def error(self, assumed: Assumptions) -> float:
         return self.memory(assumed) / self.paper_memory - 1
@@ -86,10 +93,17 @@ def known_costs(predictions: Mapping[tuple[str, str, Checkpointing], Mapping[str
                     paper["seq_len"],
                     next(iter(own.values()))["parameters"],
                     {kind: one["most_activations_bytes"] for kind, one in own.items()},
+                    {kind: whole_bytes(size, kind, paper["seq_len"]) for kind in own},
                     {kind: one["step_flops"] for kind, one in own.items()},
                 )
             )
     return found
+
+
+def whole_bytes(size: str, kind: Checkpointing, seq_len: int) -> int:
+    """What tensor parallelism leaves whole of a sequence's activations in bf16: the residual stream, wherever kept."""
+    kept = WHOLE[kind] * SIZES[size].n_layers + WHOLE_AT_THE_HEAD
+    return kept * seq_len * SIZES[size].d_model * BF16_BYTES
 
 
 def rms(costs: Sequence[Cost], assumed: Assumptions) -> float:
@@ -146,8 +160,9 @@ def cost_tables(
     notes = (
         f"model, not measured: {assumed.words}; root mean square error of memory {rms(costs, assumed):.1%}, worst "
         f"{worst.error(assumed):+.1%} ({worst.system} {worst.size})",
-        "memory of a GPU: (bytes a parameter x parameters + batch x activations of a sequence) / TP; activations are "
-        f"traced on our models at length {costs[0].seq_len}, RetNet in chunks of {paper_training()['chunk_size']}",
+        "memory of a GPU: (bytes a parameter x parameters + batch x activations of a sequence) / TP, but the residual "
+        f"stream is not divided; activations are traced on our models at length {costs[0].seq_len}, RetNet in chunks "
+        f"of {paper_training()['chunk_size']}",
         "what cannot be identified: the paper states no batch, dtype, checkpointing, optimizer or TP, nor whether GB "
         "are 10^9 bytes; others come nearly as near (--fit), so these are one reading of it, not the paper's",
         f"roofline: {GPUS} x {device.description} at their dense peak / the operations of these models, recomputation "
