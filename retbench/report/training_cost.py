@@ -20,7 +20,8 @@ Peaks = Mapping[tuple[str, str], int]  # bytes of a GPU by system and size
 UNITS: dict[str, int] = {"GB": 10**9, "GiB": 2**30}
 GPUS = 8  # of the paper
 SHARED_FROM = 2  # place of the first size that the paper trains with tensor parallelism
-DEGREES = ((1, 2, 4, 8), (1, 2), (1, 2, 4, 8), (1, 2, 4))  # by place of the size: those that divide GPUs and all heads
+Degrees = tuple[int, ...]
+DEGREES: tuple[Degrees, ...] = ((1, 2, 4, 8), (1, 2), (1, 2, 4, 8), (1, 2, 4))  # by place: they divide GPUs and heads
 # What a search tries.
 BATCHES, STATE_BYTES = (1, 2, 3, 4, 6, 8, 16), (4, 6, 8, 10, 12, 14, 16, 18, 20)
 SHOWN_FITS = 5
