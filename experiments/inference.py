@@ -17,7 +17,7 @@ from retbench import options
 from retbench.devices import Device
 from retbench.errors import UsageError
 from retbench.options import Grid
-from retbench.quantities import parse_duration
+from retbench.quantities import format_bytes, parse_duration
 from retbench.record import Record
 from retbench.report.exhibit import Exhibit
 from retbench.spec import Cell
@@ -31,9 +31,15 @@ if TYPE_CHECKING:
 ARCHITECTURES = {"linear-transformer", "lstm", "rwkv", "h3", "hyena"}
 PAPER_MODEL, PAPER_DEVICE = "paper_model", "a100-80gb"  # its records, and the paper's device
 SYSTEMS = "retnet,transformer,transformer-flash,transformer-concat-cache"
+GIB = 2**30
 
 Frontier = Annotated[
-    bool, typer.Option("--frontier", help="Find the largest batch and the longest length that fit, instead of timing.")
+    bool,
+    typer.Option(
+        "--frontier",
+        help="Find the largest batch and the longest length that fit into --mem-limit, instead of timing; by default "
+        "into half of a computer's memory or what a GPU has free, in whole GiB.",
+    ),
 ]
 
 PaperModel = Annotated[
@@ -118,11 +124,25 @@ def paper_model_figures(records: Sequence[Record]) -> "Mapping[str, Figure]":
 
 
 def frontier_cells(cells: Sequence[Cell], device: Device) -> list[Cell]:
-    """The cells with a limit of memory, that which is free where none was given; peers take no part."""
+    """The cells with a limit of memory, ``frontier_limit`` where none was given; peers take no part."""
     if peers := sorted({cell.system for cell in cells if peer_of(cell.system)}):
         raise UsageError(f"--frontier is for systems of ours, not for peers such as {peers[0]}")
+    limit = cells[0].mem_limit_bytes or frontier_limit(device)  # one for all of them
+    return [replace(cell, mem_limit_bytes=limit) for cell in cells]
+
+
+def frontier_limit(device: Device) -> int:
+    """Whole GiB, the same in every run: they are part of what makes a record reusable. UsageError where there are none.
+
+    Half of a computer's memory, since what is free of it changes all the time; what is free of a GPU's.
+    """
     free = device.free_bytes()
-    return [replace(cell, mem_limit_bytes=cell.mem_limit_bytes or free) for cell in cells]
+    wanted = free if device.name != "cpu" else int(device.describe()["memory_bytes"]) // 2
+    limit = wanted // GIB * GIB
+    if not 0 < limit <= free:
+        words = f"{format_bytes(limit)} by default, and {format_bytes(free)} are free"
+        raise UsageError(f"--frontier would take {words}: say how much with --mem-limit")
+    return limit
 
 
 def frontier_tables(records: Sequence[Record]) -> "list[Table]":

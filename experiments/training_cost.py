@@ -18,6 +18,7 @@ from retbench.quantities import parse_counts
 from retbench.record import Record
 from retbench.report.exhibit import Exhibit
 from retbench.report.training_cost import (
+    DEGREES,
     GPUS,
     UNITS,
     Assumptions,
@@ -27,6 +28,8 @@ from retbench.report.training_cost import (
     fits,
     known_costs,
     measured_peaks,
+    step_cell,
+    training_records,
 )
 from retbench.spec import MAX_BATCH_SIZE, Cell, Checkpointing, Training
 from retbench.specifications import find_specification
@@ -39,7 +42,8 @@ if TYPE_CHECKING:
 
 EXPERIMENT, DEVICE = "training_cost", "a100-80gb"
 # The defaults of the command: those that come nearest to the paper's memory; it states none of them.
-ASSUMED = Assumptions("block", "GiB", 14.0, (4, 2, 2, 2), (1, 1, 2, 4))
+ASSUMED = Assumptions("block", "GB", 12.0, (4, 2, 2, 2), (1, 1, 2, 4))
+BATCH_SIZE, TENSOR_PARALLEL = (",".join(map(str, numbers)) for numbers in (ASSUMED.batch_size, ASSUMED.tensor_parallel))
 SHALLOW = (2, 3)  # layers that are traced: all else grows by the difference from layer to layer
 
 PerSize = "a number, or one for each of 1.3b, 2.7b, 6.7b, 13b"
@@ -54,11 +58,11 @@ Fit = Annotated[bool, typer.Option("--fit", help="Search the assumptions that co
 
 
 def command(
-    batch_size: BatchSizes = "4,2,2,2",
-    tensor_parallel: TensorParallel = "1,1,2,4",
-    state_bytes: StateBytes = 14.0,
-    checkpointing: CheckpointingName = "block",
-    unit: UnitName = "GiB",
+    batch_size: BatchSizes = BATCH_SIZE,
+    tensor_parallel: TensorParallel = TENSOR_PARALLEL,
+    state_bytes: StateBytes = ASSUMED.state_bytes,
+    checkpointing: CheckpointingName = ASSUMED.checkpointing,
+    unit: UnitName = ASSUMED.unit,
     fit: Fit = False,
     out: options.Out = Path(),
     output_format: options.Format = "table",
@@ -73,7 +77,7 @@ def command(
         cast(Unit, unit),
         state_bytes,
         _per_size(batch_size, "--batch-size", MAX_BATCH_SIZE),
-        _per_size(tensor_parallel, "--tensor-parallel", GPUS),
+        _degrees(tensor_parallel),
     )
 
     from retbench.predictions import predicted
@@ -82,20 +86,31 @@ def command(
 
     kinds = cast(tuple[Checkpointing, ...], get_args(Checkpointing)) if fit else (assumed.checkpointing,)
     costs = costs_of(predicted(EXPERIMENT, cells(kinds), out))
-    found = cost_tables(costs, assumed, find_specification(DEVICE), measured_peaks(out), fits(costs) if fit else [])
+    measured = measured_peaks(training_records(out), costs, assumed)
+    found = cost_tables(costs, assumed, find_specification(DEVICE), measured, fits(costs) if fit else [])
     fmt = "json" if output_format == "jsonl" else output_format
     render(found, cast(Format, fmt), sys.stdout)
-    files = save_all({"table4-model": table4.draw(costs, assumed)}, out / "reports" / EXPERIMENT)
+    files = save_all({"table4-model": table4.draw(costs, assumed, measured)}, out / "reports" / EXPERIMENT)
     print(f"figures: {', '.join(map(str, files))}", file=sys.stderr)
 
 
 def _per_size(text: str, option: str, most: int) -> tuple[int, ...]:
     """One number for every size, or the same for all."""
-    counts = tuple(parse_counts(part, option)[0] for part in text.split(","))
-    sizes = paper_sizes()
-    if len(counts) not in (1, len(sizes)) or max(counts) > most:
+    parts = [parse_counts(part, option) for part in text.split(",")]
+    sizes, counts = paper_sizes(), tuple(part[0] for part in parts)
+    if len(counts) not in (1, len(sizes)) or max(counts) > most or any(len(part) > 1 for part in parts):
         raise UsageError(f"{option} {text!r} must be one number or {len(sizes)}, for {', '.join(sizes)}, up to {most}")
     return counts * (len(sizes) if len(counts) == 1 else 1)
+
+
+def _degrees(text: str) -> tuple[int, ...]:
+    """Those of tensor parallelism, one for every size."""
+    degrees = _per_size(text, "--tensor-parallel", GPUS)
+    for size, degree, possible in zip(paper_sizes(), degrees, DEGREES, strict=True):
+        if degree not in possible:
+            words = f"does not divide {GPUS} GPUs and the heads of {size}; possible are {', '.join(map(str, possible))}"
+            raise UsageError(f"--tensor-parallel {degree} {words}")
+    return degrees
 
 
 def paper_sizes() -> list[str]:
@@ -109,19 +124,21 @@ def cells(kinds: Sequence[Checkpointing]) -> list[Cell]:
     """What is traced of every row of Table 4: two shallow models for each checkpointing."""
     from retbench.report.training_tables import paper_training
 
-    paper = paper_training()
-    systems = [name for name in paper["memory"] if name != "sizes"]
+    systems = [name for name in paper_training()["memory"] if name != "sizes"]
     keys = [(system, size, kind) for size in paper_sizes() for system in systems for kind in kinds]
-    return [_cell(system, size, kind, layers, paper) for system, size, kind in keys for layers in SHALLOW]
+    return [
+        step_cell(system, size, 1, Training(checkpointing=kind), layers)
+        for system, size, kind in keys
+        for layers in SHALLOW
+    ]
 
 
 def costs_of(records: Sequence[Record]) -> list[Cost]:
     """The rows of Table 4 of as many kinds of checkpointing as were traced for all of them."""
     traced: dict[tuple[str, str, Checkpointing], dict[int, Prediction]] = {}
-    for record in records:
-        cell = record.cell
+    for cell, predicted in ((record.cell, record.predicted) for record in records if record.experiment == EXPERIMENT):
         key = (cell.system, cell.size, (cell.training or Training()).checkpointing)
-        traced.setdefault(key, {})[cell.n_layers or 0] = record.predicted
+        traced.setdefault(key, {})[cell.n_layers or 0] = predicted
     deep = {
         key: _deep(layers[SHALLOW[0]], layers[SHALLOW[1]], SIZES[key[1]].n_layers)
         for key, layers in traced.items()
@@ -132,24 +149,18 @@ def costs_of(records: Sequence[Record]) -> list[Cost]:
 
 
 def tables(records: Sequence[Record]) -> "list[Table]":
-    """Table 4 predicted under the default assumptions."""
+    """Table 4 predicted under the default assumptions, and measured where there are such records."""
     costs = costs_of(records)
-    return cost_tables(costs, ASSUMED, find_specification(DEVICE), {}, []) if costs else []
+    measured = measured_peaks(records, costs, ASSUMED)
+    return cost_tables(costs, ASSUMED, find_specification(DEVICE), measured, []) if costs else []
 
 
 def figures(records: Sequence[Record]) -> "Mapping[str, Figure]":
-    """The predicted memory as bars."""
+    """The predicted memory as bars, and what was measured of it."""
     from retbench.report.figures import table4
 
     costs = costs_of(records)
-    return {"table4-model": table4.draw(costs, ASSUMED)} if costs else {}
-
-
-def _cell(system: str, size: str, kind: Checkpointing, n_layers: int, paper: Mapping[str, int]) -> Cell:
-    chunk_size = paper["chunk_size"] if system == "retnet" else None
-    shape = (paper["seq_len"], 1, "bf16", "cuda", 1)
-    training = Training(checkpointing=kind)
-    return Cell(system, size, "train_step", *shape, n_layers=n_layers, chunk_size=chunk_size, training=training)  # type: ignore[arg-type]
+    return {"table4-model": table4.draw(costs, ASSUMED, measured_peaks(records, costs, ASSUMED))} if costs else {}
 
 
 def _deep(few: "Prediction", more: "Prediction", n_layers: int) -> "Prediction":
@@ -167,5 +178,6 @@ EXHIBITS = (
         tables,
         figures,
         sized=True,
+        also="training",
     ),
 )

@@ -21,7 +21,8 @@ def main() -> None:
         status = make_app()(sys.argv[1:] or ["--help"], standalone_mode=False)
     except (UsageError, typer.TyperException) as error:
         text = _with_hint(error) if isinstance(error, typer.TyperException) else str(error)
-        if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun has started, one says it
+        # Of the processes that torchrun has started, one says it; as ranks.is_follower, which imports models.
+        if "WORLD_SIZE" not in os.environ or os.environ.get("RANK", "0") == "0":
             print(f"retbench: {' '.join(text.split())}", file=sys.stderr)
         status = 2
     except (KeyboardInterrupt, typer.Abort):

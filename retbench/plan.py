@@ -15,7 +15,7 @@ from retbench.timing import TRIVIAL_S
 
 Prediction = dict[str, int]
 
-TIMEOUT_S = 600.0
+TIMEOUT_S = 600.0  # a cell
 START_UP_S = 5.0  # a child's imports and weights
 COMPARISON_S = 5.0  # of a peer with its twin, and the imports of both
 SKIPPING_S = 0.001
@@ -56,7 +56,7 @@ def describe(cells: Sequence[Cell]) -> list[dict[str, Any]]:
 
 def _asked(request: dict[str, Any]) -> Outcome:
     """A child's answer."""
-    outcome = isolate.run_worker(request, threads=1, timeout_s=TIMEOUT_S)
+    outcome = isolate.run_worker(request, threads=1, timeout_s=TIMEOUT_S * len(request["cells"]))
     for message in outcome.messages:
         if "bad_input" in message:
             raise UsageError(message["bad_input"])
@@ -70,17 +70,25 @@ def _predictable(cell: Cell) -> Cell:
 
 
 def needed_bytes(cell: Cell, prediction: Prediction) -> int:
-    """What must be free for the cell to run at all: complexity runs at what lengths it can."""
-    return 0 if cell.workload == "complexity" else prediction.get("peak_memory_bytes", 0)
+    """What must be free for the cell to run at all: complexity runs at what lengths it can.
+
+    Ranks on a CPU share its memory; on GPUs each has one of its own.
+    """
+    ranks = cell.training.ranks if cell.training and cell.device == "cpu" else 1
+    return 0 if cell.workload == "complexity" else ranks * prediction.get("peak_memory_bytes", 0)
 
 
 @dataclass(frozen=True)
 class Share:
-    """What a cell gets of the time: seconds in all, those for one prefill, and why its prefill gets none."""
+    """What a cell gets of the time: seconds in all, those for one prefill, and why its prefill gets none.
+
+    ``expected_s``: what it should take however little it gets, since no cell does less than its fewest steps.
+    """
 
     budget_s: float
     prefill_s: float
     skip_prefill: str | None
+    expected_s: float = 0.0
 
 
 def in_order(cells: Sequence[Cell], predictions: Mapping[Cell, Prediction], device: Device) -> list[Cell]:
@@ -110,11 +118,12 @@ def share(cells: Sequence[Cell], predictions: Mapping[Cell, Prediction], device:
         affordable = max(affordable, prefill_s)
     decode_s, prefill_s = costs[0]
     if prefill_s <= affordable:
-        return Share(max(left_s, 0) * (decode_s + prefill_s) / total, prefill_s, None)
+        both_s = decode_s + prefill_s
+        return Share(max(left_s, 0) * both_s / total, prefill_s, None, both_s)
     reason = (
         f"would take about {format_duration(prefill_s / MARGIN)} (model), too long for the time left: raise --budget"
     )
-    return Share(max(left_s, 0) * decode_s / total, 0.0, reason)
+    return Share(max(left_s, 0) * decode_s / total, 0.0, reason, decode_s)
 
 
 def _cost(cell: Cell, prediction: Prediction, device: Device) -> tuple[float, float]:

@@ -85,7 +85,8 @@ def command(
 
 def _planned(cell: Cell, chunk_size: int, trainings: list[Training]) -> list[Cell]:
     """The cell with the chunk, if its system is a RetNet; a training step in every way that was asked for."""
-    if chunk_size and known_systems()[cell.system].module == "models.retnet":
+    kind = cell.system.partition(":")[0]  # of a checkpoint, whose name follows
+    if chunk_size and known_systems()[kind].module == "models.retnet":
         cell = replace(cell, chunk_size=chunk_size)
     if cell.workload != "train_step":
         return [cell]

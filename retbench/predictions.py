@@ -18,13 +18,13 @@ MACHINE = "model"  # the folder of results/ in which nothing was measured
 
 
 def predicted(experiment: str, cells: Sequence[Cell], out: Path) -> list[Record]:
-    """A record for every cell, in order; those that this code has traced before are not traced again.
+    """A record for every cell, in order; those that this code has traced before by this torch are not traced again.
 
     Raises UsageError where a cell cannot be predicted or a record cannot be stored.
     """
     store = Store(results_path(out, MACHINE, experiment))
     store.check_writable()
-    keys = {cell: sha256([experiment, cell.to_dict(), code_hash()]) for cell in cells}
+    keys = {cell: sha256([experiment, cell.to_dict(), code_hash(), metadata.version("torch")]) for cell in cells}
     known = latest(store.read().records)
     missing = [cell for cell, key in keys.items() if key not in known]
     found, problems = plan.predict(missing) if missing else ([], [])

@@ -6,6 +6,7 @@ between the processes lies in torchrun's own store.
 """
 
 import json
+import logging
 import os
 import sys
 import time
@@ -38,13 +39,13 @@ CAUSES: tuple[Status, ...] = ("oom", "killed", "unsupported", "timeout", "error"
 
 
 def launched() -> int | None:
-    """How many processes torchrun, or another launcher that sets the same variables, has started; None for none."""
+    """How many processes torchrun has started; None for none."""
     return int(os.environ["WORLD_SIZE"]) if "RANK" in os.environ and "WORLD_SIZE" in os.environ else None
 
 
 def is_follower() -> bool:
     """Whether this process is a rank that measures for rank 0 and shows nothing."""
-    return launched() is not None and os.environ["RANK"] != "0"
+    return "WORLD_SIZE" in os.environ and os.environ.get("RANK", "0") != "0"
 
 
 def check_ranks(training: Training, nproc: int, compiled: bool = False) -> None:
@@ -85,7 +86,7 @@ def check_degrees(training: Training) -> None:
 
 
 def check_systems(cells: Sequence[Cell]) -> None:
-    """Raises UsageError for a cell whose heads, FFN or vocabulary the ranks cannot share out equally.
+    """Raises UsageError for a cell whose heads, FFN or vocabulary the ranks cannot share out equally, or of no model.
 
     A system that cannot be split at all passes: its record will say why.
     """
@@ -94,17 +95,14 @@ def check_systems(cells: Sequence[Cell]) -> None:
         return  # without torch
     import torch
 
-    from models import configure, from_config
-    from models.checkpoint import read_config
+    from models import from_config
     from models.parallel import check_degree
+    from retbench.measure import config_of
 
     for cell, degree in degrees.items():
-        config = (
-            read_config(cell.checkpoint) if cell.checkpoint else configure(cell.system, cell.size, **cell.overrides)
-        )
-        with torch.device("meta"):
-            model = from_config(replace(config, n_layers=1))
         try:
+            with torch.device("meta"):
+                model = from_config(replace(config_of(cell), n_layers=1))
             check_degree(model, degree)
         except NotImplementedError:
             continue
@@ -140,11 +138,14 @@ def launch(nproc: int, module: str, arguments: Sequence[str]) -> int:
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # else torchrun says that it does so; children set their own
     words = ["--standalone", "--nproc-per-node", str(nproc), "-m", "--", module, *arguments]
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what failed has said so in a line
     try:
         torchrun(parse_args(words))  # type: ignore[no-untyped-call]
     except ChildFailedError as error:
-        _, failure = error.get_first_failure()
-        return max(failure.exitcode, 1)  # negative for a signal
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0:  # all but what was killed
+            print(f"retbench: rank {rank} was killed by {failure.signal_name()}", file=sys.stderr)
+        return max(failure.exitcode, 1)
     except SignalException as error:
         return 128 + error.sigval
     return 0

@@ -148,12 +148,13 @@ def plan_table(cells: Sequence[Cell], predictions: Sequence[Prediction], problem
         described = [Entry(value, str(value)) for value in (cell.system, cell.size, cell.batch_size, cell.seq_len)]
         predicted = [prediction.get(column.name) for column in columns[4:-1]]
         sizes = [Entry(value, "unknown" if value is None else format_bytes(value)) for value in predicted]
-        rows.append((*described, *sizes, _fit(prediction, free)))
+        rows.append((*described, *sizes, _fit(cell, prediction, free)))
+    shared = "; all of them must fit" if cells[0].device == "cpu" else ""
     twins = {cell.system: peer.twin for cell in cells if (peer := peer_of(cell.system))}
     notes = (
         f"{format_bytes(free)} are free; peaks are predicted (model), not measured",
         *(f"{row}: predicted as {twin}" for row, twin in twins.items()),
-        *(f"bytes are those of one of {count} ranks" for count in {_ranks(cell) for cell in cells} if count > 1),
+        *(f"bytes are those of one of {count} ranks{shared}" for count in set(map(_ranks, cells)) if count > 1),
         *problems,
     )
     return Table("plan", "Cells and their predicted bytes", columns, tuple(rows), notes)
@@ -163,11 +164,13 @@ def _ranks(cell: Cell) -> int:
     return cell.training.ranks if cell.training else 1
 
 
-def _fit(prediction: Prediction, free: int) -> Entry:
+def _fit(cell: Cell, prediction: Prediction, free: int) -> Entry:
     if not prediction:
         return Entry(None, "unknown")
-    if prediction["peak_memory_bytes"] > free:
+    if plan.needed_bytes(cell, prediction) > free:
         return Entry("no", "no", failed=True)
+    if prediction["peak_memory_bytes"] > free:
+        return Entry("part", "in part")
     if prediction.get("prefill_peak_memory_bytes", 0) > free:
         return Entry("decode", "decode only")
     return Entry("yes", "yes")

@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import Any, get_args
 
 from retbench.errors import UsageError
+from retbench.quantities import MAX_BYTES, shown
 from retbench.spec import Dtype
 
 FOLDER = Path(__file__).parent / "devices" / "specs"
 RUNS_ON = ("cpu", "cuda")
+MOST_PER_S = 1e24  # bytes or operations; beyond it and below 1 a time may be too large or too small for a number
 FIELDS = {
     "description": "text",
     "device": f"one of {', '.join(RUNS_ON)}",
-    "memory_bytes": "a whole number of bytes, 1 or more",
-    "bytes_per_s": "a number above 0",
+    "memory_bytes": f"a whole number of bytes from 1 to {MAX_BYTES}",
+    "bytes_per_s": f"a number from 1 to {MOST_PER_S:g}",
     "source": "text that says where the figures stand",
-    "flops_per_s": f"a table with numbers above 0 for some of {', '.join(get_args(Dtype))}",
+    "flops_per_s": f"a table with numbers from 1 to {MOST_PER_S:g} for some of {', '.join(get_args(Dtype))}",
 }
 
 
@@ -63,7 +65,7 @@ def read_specification(path: Path) -> Specification:
     """The specification in a file; raises UsageError that names the file, the field and what is allowed."""
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # also a number of thousands of digits, or deep arrays
         raise UsageError(f"device file {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if unknown := sorted(set(data) - set(FIELDS)):
         raise UsageError(f"device file {path}: unknown field {unknown[0]!r}; fields are {', '.join(FIELDS)}")
@@ -71,20 +73,27 @@ def read_specification(path: Path) -> Specification:
         if field not in data:
             raise UsageError(f"device file {path}: {field} is missing; it must be {allowed}")
         if not _allowed(field, data[field]):
-            raise UsageError(f"device file {path}: {field} is {data[field]!r}; it must be {allowed}")
+            raise UsageError(f"device file {path}: {field} is {_words(data[field])}; it must be {allowed}")
     return Specification(name=path.stem, **data)
+
+
+def _words(value: Any) -> str:
+    try:
+        return shown(value)
+    except ValueError:  # Python writes no number of thousands of digits, which hexadecimal ones may have
+        return "too long to show"
 
 
 def _allowed(field: str, value: Any) -> bool:
     if field == "flops_per_s":
         numbers = isinstance(value, dict) and value and set(value) <= set(get_args(Dtype))
-        return bool(numbers) and all(map(_is_positive, value.values()))
+        return bool(numbers) and all(map(_is_rate, value.values()))
     if field == "device":
         return value in RUNS_ON
     if field == "memory_bytes":
-        return _is_positive(value) and isinstance(value, int)
-    return _is_positive(value) if field == "bytes_per_s" else isinstance(value, str) and bool(value.strip())
+        return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_BYTES
+    return _is_rate(value) if field == "bytes_per_s" else isinstance(value, str) and bool(value.strip())
 
 
-def _is_positive(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
+def _is_rate(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 1 <= value <= MOST_PER_S

@@ -118,10 +118,12 @@ class Sweep:
     ) -> Record:
         needed, free = plan.needed_bytes(cell, predicted), self.device.free_bytes()
         if needed > free:
-            reason = f"predicted to need {format_bytes(needed)}, {format_bytes(free)} are free"
+            ranks = needed // predicted["peak_memory_bytes"]
+            together = f" for {ranks} ranks" if ranks > 1 else ""
+            reason = f"predicted to need {format_bytes(needed)}{together}, {format_bytes(free)} are free"
             return self._record(cell, Outcome("skipped", reason, []), predicted)
         request = {"task": "measure", "cell": cell.to_dict(), "predicted": predicted, **asdict(share)}
-        timeout_s = START_UP_S + OVERRUN * share.budget_s
+        timeout_s = START_UP_S + OVERRUN * max(share.budget_s, share.expected_s)
         return self._record(cell, execute(request, cell.threads, timeout_s, interpreter(cell.system)), predicted)
 
     def _record(self, cell: Cell, outcome: Outcome, predicted: Prediction) -> Record:

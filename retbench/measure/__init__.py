@@ -1,7 +1,7 @@
 """The workloads, one file each, run in a cell's child: ``measure(model, task)`` yields parts of a record."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -80,7 +80,7 @@ def config_of(cell: Cell) -> Config:
     if cell.checkpoint is not None:
         from models.checkpoint import read_config  # late: where a peer is measured there may be no safetensors
 
-        return read_config(cell.checkpoint)
+        return replace(read_config(cell.checkpoint), **cell.overrides)  # type: ignore[arg-type]
     return configure(cell.system, cell.size, **cell.overrides)
 
 

@@ -95,7 +95,12 @@ def draw(chosen: Sequence[Exhibit], records: Sequence[Record], chosen_systems: s
     for record in records:
         by_experiment.setdefault(record.experiment, []).append(record)
     return [
-        _drawn(exhibit, records if exhibit.sums_up else by_experiment.get(exhibit.experiment, [])) for exhibit in asked
+        _drawn(
+            exhibit,
+            records if exhibit.sums_up else by_experiment.get(exhibit.experiment, []),
+            by_experiment.get(exhibit.also, []),
+        )
+        for exhibit in asked
     ]
 
 
@@ -103,7 +108,7 @@ def _of_systems(exhibit: Exhibit, names: Sequence[str]) -> Exhibit:
     return replace(exhibit, systems=tuple(name for name in exhibit.systems if name in names))
 
 
-def _drawn(exhibit: Exhibit, records: Sequence[Record]) -> Drawn:
+def _drawn(exhibit: Exhibit, records: Sequence[Record], also: Sequence[Record]) -> Drawn:
     if not records:
         return Drawn(exhibit, missing=f"{NOT_RUN}: no records; {exhibit.command} makes them", command=exhibit.command)
     machines = dict.fromkeys(record.machine for record in records)
@@ -113,11 +118,12 @@ def _drawn(exhibit: Exhibit, records: Sequence[Record]) -> Drawn:
     tables = list[Table]()
     figures: dict[str, Figure] = {}
     for machine, own in parts:
-        tables += [_marked(table, machine) for table in _complete(exhibit, exhibit.tables(own))]
+        tables += [_marked(table, machine) for table in _complete(exhibit, exhibit.tables([*own, *also]))]
         if not exhibit.overlays:
-            figures |= {f"{stem}-{machine}" if machine else stem: drawn for stem, drawn in exhibit.figures(own).items()}
+            drawn = exhibit.figures([*own, *also])
+            figures |= {f"{stem}-{machine}" if machine else stem: figure for stem, figure in drawn.items()}
     if exhibit.overlays:
-        figures = dict(exhibit.figures(records))
+        figures = dict(exhibit.figures([*records, *also]))
     if not tables and not figures:
         return Drawn(
             exhibit, missing=f"{NOT_RUN}: no record has it; {exhibit.command} makes some", command=exhibit.command

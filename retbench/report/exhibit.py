@@ -19,7 +19,8 @@ class Exhibit:
     ``command`` what makes them. ``tables`` and ``figures`` draw them, figures by file stem; both get records of one
     machine at a time, but figures that ``overlays`` says can hold several. ``sums_up``: it reads the records of every
     experiment. ``systems`` are the rows of the paper: in the first table with systems those without a record are told
-    to be not run. ``sized``: it needs to know the sizes of models.
+    to be not run. ``sized``: it needs to know the sizes of models. ``also`` is an experiment whose records, of all
+    machines, tables and figures get too.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Exhibit:
     sums_up: bool = False
     systems: tuple[str, ...] = ()
     sized: bool = False
+    also: str = ""
 
 
 @dataclass(frozen=True)

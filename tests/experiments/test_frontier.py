@@ -1,13 +1,18 @@
 """``retbench inference --frontier``: what fits under a limit of memory is what the plan says, within 3 percent."""
 
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 
+from experiments.inference import GIB, frontier_cells
+from retbench.devices import Device
+from retbench.errors import UsageError
 from retbench.measure.frontier import _largest
 from retbench.record import Record
 from retbench.report.frontier_table import frontier_table
-from retbench.spec import MAX_SEQ_LEN
+from retbench.spec import MAX_SEQ_LEN, Cell
 from tests.experiments.conftest import run
 
 SWEEP = "inference --frontier --size tiny --dtype bf16 --device cpu --threads 1 --seq-len 1k --batch-size 8"
@@ -19,6 +24,44 @@ class Clock:
 
 class Timed:
     deadline = Clock()
+
+
+@dataclass
+class FakeDevice:
+    """A device of which a limit of memory asks."""
+
+    name: str
+    free: int
+    total: int = 0
+
+    def free_bytes(self) -> int:
+        return self.free
+
+    def describe(self) -> dict[str, str | int]:
+        return {"memory_bytes": self.total}
+
+
+def limits(device: FakeDevice, given: int | None = None) -> list[int | None]:
+    """Of two cells that a frontier is asked of."""
+    cell = Cell("retnet", "tiny", "frontier", 64, 1, "fp32", "cpu", 1, mem_limit_bytes=given)
+    cells = frontier_cells([cell, replace(cell, system="transformer")], cast(Device, device))
+    return [cell.mem_limit_bytes for cell in cells]
+
+
+def test_the_default_limit_is_the_same_whatever_is_free_so_that_the_same_command_finds_its_records() -> None:
+    total = 15 * GIB + 2**20
+
+    assert limits(FakeDevice("cpu", 9 * GIB, total)) == limits(FakeDevice("cpu", 12 * GIB, total)) == [7 * GIB] * 2
+    assert limits(FakeDevice("cuda", 79 * GIB + 5)) == limits(FakeDevice("cuda", 79 * GIB + 2**20)) == [79 * GIB] * 2
+    assert limits(FakeDevice("cpu", 9 * GIB, total), given=12345) == [12345] * 2
+
+
+@pytest.mark.parametrize(
+    "device", [FakeDevice("cpu", 6 * GIB, 15 * GIB), FakeDevice("cpu", GIB, GIB), FakeDevice("cuda", 5)]
+)
+def test_a_default_limit_that_is_not_free_is_refused(device: FakeDevice) -> None:
+    with pytest.raises(UsageError, match=r"are free: say how much with --mem-limit"):
+        limits(device)
 
 
 @pytest.mark.parametrize("start", [1, 90, 100, 110, 1000])

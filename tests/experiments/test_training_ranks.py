@@ -51,6 +51,16 @@ def test_ranks_that_cannot_be_are_refused_in_one_line_before_anything_starts(
 
 
 @pytest.mark.slow
+def test_bad_input_that_only_the_ranks_find_is_one_line_too(tmp_path: Path) -> None:
+    (tmp_path / "results").touch()
+    done = run(tmp_path, *TINY, "--data-parallel", "2", "--nproc", "2")
+
+    assert done.returncode == 2
+    assert done.stderr.startswith("retbench: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
 def test_a_dry_run_predicts_one_of_the_ranks_without_starting_any(tmp_path: Path) -> None:
     done = run(tmp_path, *TINY, "--tensor-parallel", "2", "--systems", "retnet,lstm", "--dry-run", "--format", "csv")
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from models.layouts import LAYOUTS
 from retbench.checkpoints import OWN, find_checkpoint
 from retbench.environment import ROOT
 from retbench.errors import UsageError
+from retbench.measure import config_of
+from retbench.spec import Cell
 
 
 def write(folder: Path, config: object, weights: bytes = b"x") -> Path:
@@ -77,6 +80,13 @@ def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(UsageError, match=r"no \.safetensors file"):
         find_checkpoint(folder)
+
+
+def test_what_a_cell_sets_beside_its_checkpoint_wins_over_the_config(tmp_path: Path) -> None:
+    save_checkpoint(build("retnet", "tiny", vocab_size=8), tmp_path)
+    cell = Cell("retnet:mine", "checkpoint", "decode", 64, 1, "fp32", "cpu", 1, checkpoint=str(tmp_path))
+
+    assert config_of(replace(cell, chunk_size=512)) == replace(config_of(cell), chunk_size=512)  # type: ignore[call-arg]
 
 
 def test_a_checkpoint_is_measured_and_a_broken_one_is_an_error_record(tmp_path: Path) -> None:

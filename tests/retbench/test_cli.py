@@ -88,6 +88,19 @@ def test_the_version_is_shown(run: Run) -> None:
     assert run("--version") == Done(0, f"retbench {__version__}\n", "")
 
 
+def test_bad_input_is_said_by_one_of_the_processes_of_torchrun_and_by_every_other_process(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("RANK", "1")  # by itself no sign of torchrun
+    alone = run("inference", "--format", "xml")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    follower = run("inference", "--format", "xml")
+
+    assert (alone.status, len(alone.err.splitlines())) == (2, 1)
+    assert (follower.status, follower.err) == (2, "")
+
+
 EXPERIMENTS = [
     "ablation",
     "claims",

@@ -1,5 +1,7 @@
 """The search for what fits, the operations that a trace counts, and what a cell needs."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 from models import build
 from models.flops import forward_flops
+from retbench.environment import ROOT
 from retbench.measure.estimate import RESOLUTION, estimate, largest_fitting
 from retbench.measure.ledger import Ledger
 from retbench.measure.predict import UNCOUNTABLE, Predictor, predict
@@ -140,3 +143,35 @@ def test_hyena_is_planned_for_no_text_that_it_cannot_read() -> None:
 
     longest = estimate(of, 2**40)["longest_seq_len"]
     assert at_most - at_most // RESOLUTION <= longest <= at_most
+
+
+LARGE = """
+import re, sys, time
+from retbench.measure.estimate import estimate
+from retbench.spec import Cell, Training
+system, size, workload, batch_size = sys.argv[1:]
+training = Training() if workload == "train_step" else None
+cell = Cell(system, size, workload, 8192, int(batch_size), "bf16", "cuda", 1, training=training)
+began = time.monotonic()
+found = estimate(cell, 80 * 10**9)
+print(found["parameters"], time.monotonic() - began)
+print(int(re.findall(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[0]) * 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("system", ["retnet", "transformer", "transformer-flash"])
+@pytest.mark.parametrize(
+    ("size", "workload", "batch_size", "least"), [("13b", "train_step", 1, 12e9), ("6.7b", "decode", 8, 6e9)]
+)
+def test_the_papers_sizes_are_estimated_in_less_than_a_gigabyte(
+    system: str, size: str, workload: str, batch_size: int, least: float
+) -> None:
+    command = [sys.executable, "-c", LARGE, system, size, workload, str(batch_size)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=240)
+
+    parameters, took_s, high_water = map(float, done.stdout.split())
+    print(f"{workload} of {system} {size}: {took_s:.1f} s, {high_water / 1e6:.0f} MB")
+    assert parameters > least
+    assert high_water < 1e9

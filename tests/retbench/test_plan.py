@@ -1,13 +1,28 @@
 """The plan shares time out: every cell gets its decode steps, prefills are added from the cheapest on."""
 
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
+from retbench import isolate
 from retbench.devices import Device
-from retbench.plan import COMPARISON_S, START_UP_S, Prediction, in_order, share
-from retbench.spec import Cell
+from retbench.isolate import Outcome
+from retbench.plan import (
+    COMPARISON_S,
+    START_UP_S,
+    STEPS,
+    TIMEOUT_S,
+    TRAINING_STEPS,
+    Prediction,
+    describe,
+    estimate,
+    in_order,
+    needed_bytes,
+    predict,
+    share,
+)
+from retbench.spec import Cell, Training
 from tests.retbench.conftest import PREDICTION
 
 CELL = Cell("retnet", "tiny", "decode", seq_len=64, batch_size=1, dtype="fp32", device="cpu", threads=1)
@@ -113,6 +128,22 @@ def test_when_the_time_is_over_there_is_no_prefill_and_no_negative_share(left_s:
     assert late.skip_prefill
 
 
+def test_what_a_cell_should_take_is_told_however_little_time_is_left() -> None:
+    cell = replace(CELL, workload="train_step")
+    work = {"peak_memory_bytes": 5000, "step_flops": 10**13, "step_moved_bytes": 10**9}  # 101 s a step
+
+    late, early = (share([cell], {cell: work}, DEVICE, left_s) for left_s in (-1.0, 5000.0))
+
+    assert late.budget_s == 0
+    assert late.expected_s == early.expected_s == pytest.approx(START_UP_S + TRAINING_STEPS * 101)
+
+
+def test_a_prefill_that_is_skipped_is_not_expected_to_take_time() -> None:
+    predictions = {CELL: costing(step_bytes=10**9, prefill_bytes=10**12)}
+
+    assert share([CELL], predictions, DEVICE, left_s=0.0).expected_s == pytest.approx(START_UP_S + STEPS)
+
+
 def test_a_cell_without_a_prediction_still_gets_its_share() -> None:
     two = cells("a", "b")
 
@@ -133,6 +164,29 @@ def test_a_prefill_that_will_not_fit_takes_no_time_from_the_others() -> None:
 
     assert share([one, other], predictions, DEVICE, left_s=60.0).budget_s == pytest.approx(30)
     assert share([other, one], predictions, DEVICE, left_s=60.0).skip_prefill is None  # memory is the reason given
+
+
+def test_ranks_on_a_cpu_need_its_memory_together_and_on_gpus_each_its_own() -> None:
+    cell = replace(CELL, workload="train_step", training=Training(tensor_parallel=2, data_parallel=2))
+
+    assert needed_bytes(cell, costing(peak=1000)) == 4000
+    assert needed_bytes(replace(cell, device="cuda"), costing(peak=1000)) == 1000
+    assert needed_bytes(CELL, costing(peak=1000)) == 1000
+
+
+def test_a_plan_of_many_cells_has_time_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits_s: list[float] = []
+
+    def run_worker(request: dict[str, Any], threads: int, timeout_s: float) -> Outcome:
+        limits_s.append(timeout_s)
+        return Outcome("ok", None, [{"predicted": {}, "problem": None, "facts": {}} for _ in request["cells"]])
+
+    monkeypatch.setattr(isolate, "run_worker", run_worker)
+    predict([CELL])
+    estimate([CELL] * 28, 2**30)
+    describe([CELL] * 2)
+
+    assert limits_s == [TIMEOUT_S, 28 * TIMEOUT_S, 2 * TIMEOUT_S]
 
 
 def test_comparable_cells_stay_together_and_the_cheap_ones_come_first() -> None:

@@ -72,6 +72,23 @@ def test_the_command_plans_several_workloads_for_a_device_of_the_user(tmp_path: 
     assert rows[1]["flops"] < rows[2]["flops"]
 
 
+def test_a_chunk_is_that_of_a_retnets_checkpoint_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = [tmp_path / model_type for model_type in ("torchscale-retnet", "llama")]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps({"model_type": folder.name}))
+        (folder / "model.safetensors").write_bytes(b"x")
+    planned: list[Cell] = []
+    monkeypatch.setattr(planner, "show_plan", lambda cells, device, output_format: planned.extend(cells))
+
+    planner.command(systems="none", checkpoint=list(map(str, folders)), chunk_size=512, batch_size="1")
+
+    assert [(one.system.partition(":")[0], one.chunk_size) for one in planned] == [
+        ("retnet", 512),
+        ("transformer-flash", None),
+    ]
+
+
 def test_a_plan_of_several_devices_says_that_it_is_of_one_of_them_and_what_they_exchange() -> None:
     shared = cell("train_step", training=Training(tensor_parallel=2, data_parallel=4, fsdp=True))
     memory, work = plan_tables(plan_rows([shared], [{**ESTIMATE, "exchanged_bytes": 3 * 10**9}], A100), A100, [])
@@ -147,6 +164,6 @@ def test_a_broken_device_file_ends_the_command_with_status_2(tmp_path: Path) -> 
 
     assert done.returncode == 2
     assert done.stderr.strip().endswith(
-        "mine.toml: memory_bytes is missing; it must be a whole number of bytes, 1 or more"
+        f"mine.toml: memory_bytes is missing; it must be a whole number of bytes from 1 to {2**50}"
     )
     assert len(done.stderr.splitlines()) == 1

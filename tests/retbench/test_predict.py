@@ -156,6 +156,27 @@ def test_the_native_step_is_predicted_to_the_byte(system: str, seq_len: int, bat
     assert predicted["peak_memory_bytes"] == model.weights_bytes() + peak.tensor_bytes
 
 
+# Of bf16 products at size mini, in memory that no operator shows: at most 0.27 MB on the machine of the records.
+SCRATCH_BYTES = 2**19
+SCRATCH = {"h3", "hyena", "linear-transformer", "lstm", "rwkv", "retnet-no-groupnorm"}  # systems without a native step
+
+
+@pytest.mark.parametrize("system", paper_systems())
+def test_a_bf16_step_is_predicted_but_for_the_scratch_memory_of_onednn(system: str) -> None:
+    of = cell(system, "mini", dtype="bf16")
+    predicted = predict(of)
+    torch.set_default_dtype(torch.bfloat16)
+    with torch.inference_mode():
+        model = build(system, "mini")
+        task = Task(of, CPU, Deadline(60.0), predicted)
+        _step_peak(model, task, of.seq_len)  # what is made once is made
+        peak, _ = _step_peak(model, task, of.seq_len)
+
+    residual = model.weights_bytes() + peak.tensor_bytes - predicted["peak_memory_bytes"]
+    print(f"{of.label}: {residual} of {predicted['peak_memory_bytes']} bytes")
+    assert 0 <= residual <= (SCRATCH_BYTES if system in SCRATCH else 0)
+
+
 @pytest.mark.parametrize(("seq_len", "batch_size"), [(1, 1), (2100, 1)])
 @pytest.mark.parametrize("system", CACHES)
 def test_prompts_of_one_token_and_of_several_segments_are_predicted_to_the_byte(
@@ -208,4 +229,4 @@ def test_the_papers_6_7b_is_predicted_without_its_memory_and_without_a_gpu() -> 
     assert transformer[1] == cache
     assert retnet[1] == 4 * 32 * 8 * 16 * 256 * 512  # float32 whatever the weights
     assert transformer[2] - transformer[0] - cache < 2**28
-    assert high_water[0] < 2 * 2**30
+    assert high_water[0] < 10**9

@@ -1,14 +1,18 @@
 """What is predicted of a step on several ranks equals, to the byte, what each of two real ones holds and exchanges."""
 
 import json
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from torch import distributed, multiprocessing
 
 from models.catalogue import paper_systems
 from retbench.measure.predict import Predictor
-from retbench.spec import Cell, Dtype, Training
+from retbench.report.training_cost import BF16_BYTES, WHOLE, WHOLE_AT_THE_HEAD, whole_bytes
+from retbench.spec import Cell, Checkpointing, Dtype, Training
 from tests.retbench import memory_ranks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -44,6 +48,22 @@ def test_more_ranks_hold_less_each() -> None:
     peaks = [predicted(cell("transformer-flash", training, "bf16"))["peak_memory_bytes"] for training in degrees]
 
     assert peaks[1] < peaks[0]
+
+
+@pytest.mark.parametrize("kind", get_args(Checkpointing))
+@pytest.mark.parametrize("system", ["retnet", "transformer-flash"])
+def test_what_table_4s_model_does_not_divide_is_what_each_of_two_ranks_has_whole(
+    system: str, kind: Checkpointing
+) -> None:
+    kept = {}
+    for degree, layers in product((1, 2), (2, 3)):
+        of = cell(system, Training(checkpointing=kind, tensor_parallel=degree), "bf16")
+        kept[degree, layers] = predicted(replace(of, n_layers=layers))["most_activations_bytes"]
+
+    of_two, of_one = (kept[degree, 3] - kept[degree, 2] for degree in (2, 1))  # of a layer
+    stream = of.batch_size * of.seq_len * 128 * BF16_BYTES
+    assert 2 * of_two - of_one == pytest.approx(WHOLE[kind] * stream, rel=0.05)
+    assert whole_bytes("13b", kind, 8192) == (WHOLE[kind] * 40 + WHOLE_AT_THE_HEAD) * 8192 * 5120 * 2
 
 
 def compare(folder: Path, cells: list[Cell]) -> list[tuple[Cell, dict[str, int], dict[str, int]]]:

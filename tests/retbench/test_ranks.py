@@ -1,6 +1,7 @@
 """Several ranks make one record of a cell: their outcomes are combined, and what cannot start is said before."""
 
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,34 @@ def test_the_processes_that_torchrun_has_started_count_and_not_the_option(monkey
         check_ranks(Training(tensor_parallel=3), nproc=3)
 
 
+@pytest.mark.parametrize(
+    ("exitcode", "status", "said"), [(2, 2, ""), (-9, 1, "retbench: rank 1 was killed by SIGKILL\n")]
+)
+def test_a_rank_that_failed_has_said_why_unless_it_was_killed(
+    exitcode: int,
+    status: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+    def torchrun(arguments: object) -> None:
+        logging.getLogger("torch.distributed.elastic.multiprocessing.api").error("failed (exitcode: %s)", exitcode)
+        raise ChildFailedError("retbench", {1: ProcessFailure(1, 4000, exitcode, "no file")})
+
+    elastic = logging.getLogger("torch.distributed.elastic")
+    monkeypatch.setattr(elastic, "level", elastic.level)  # restored
+    monkeypatch.setattr(run, "run", torchrun)
+    monkeypatch.setenv("PYTHONPATH", "")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+    assert ranks.launch(2, "retbench", []) == status
+    assert (capsys.readouterr().err, caplog.text) == (said, "")
+
+
 def test_a_torch_without_torchrun_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranks, "LAUNCHER", "torch.distributed.no_such_module")
 
@@ -114,6 +143,13 @@ def test_a_torch_without_torchrun_is_said_in_one_line(monkeypatch: pytest.Monkey
 def test_heads_that_the_ranks_cannot_share_out_are_refused_with_the_degrees_that_can() -> None:
     with pytest.raises(UsageError, match="does not divide n_heads = 2 of retnet; possible are 1, 2"):
         check_systems([cell("retnet", 2), cell("retnet", 4)])
+
+
+def test_a_checkpoint_of_no_model_is_refused_in_words(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+
+    with pytest.raises(UsageError, match=r"config\.json: \w+ is missing"):
+        check_systems([cell("transformer-flash:bad", 2, checkpoint=str(tmp_path))])
 
 
 def test_a_system_that_cannot_be_split_is_left_to_its_record() -> None:

@@ -65,11 +65,17 @@ def test_a_missing_field_is_named_with_the_file_and_what_is_allowed(field: str, 
         ("memory_bytes", "0"),
         ("memory_bytes", "1.5"),
         ("memory_bytes", "true"),
+        ("memory_bytes", str(2**50 + 1)),
+        ("memory_bytes", "1" + 400 * "0"),
+        ("memory_bytes", "0x" + 5000 * "f"),
         ("bytes_per_s", "-1"),
         ("bytes_per_s", "inf"),
+        ("bytes_per_s", "1e-300"),
+        ("bytes_per_s", "1" + 400 * "0"),
         ("source", '" "'),
         ("flops_per_s", "{}"),
         ("flops_per_s", "{ fp32 = 0 }"),
+        ("flops_per_s", "{ fp32 = 0x" + 5000 * "f" + " }"),
         ("flops_per_s", "{ fp64 = 1e12 }"),
         ("flops_per_s", "1e12"),
     ],
@@ -81,6 +87,7 @@ def test_a_wrong_field_is_named_with_what_is_allowed(field: str, value: str, tmp
         find_specification(str(path))
     assert str(caught.value).startswith(f"device file {path}: {field} is ")
     assert str(caught.value).endswith(f"; it must be {FIELDS[field]}")
+    assert len(str(caught.value)) < len(str(path)) + 200
 
 
 def test_an_unknown_field_is_refused(tmp_path: Path) -> None:
@@ -95,6 +102,15 @@ def test_an_unreadable_file_is_one_line(tmp_path: Path) -> None:
         find_specification(str(tmp_path / "broken.toml"))
     with pytest.raises(UsageError, match=r"none\.toml cannot be read: No such file"):
         find_specification(str(tmp_path / "none.toml"))
+
+
+@pytest.mark.parametrize("value", [5000 * "9", 5000 * "[" + 5000 * "]"])
+def test_what_tomllib_gives_up_on_is_one_line(value: str, tmp_path: Path) -> None:
+    path = write(tmp_path, memory_bytes=value)
+
+    with pytest.raises(UsageError, match=r"mine\.toml cannot be read: ") as caught:
+        find_specification(str(path))
+    assert "\n" not in str(caught.value)
 
 
 def test_an_unknown_name_helps() -> None:

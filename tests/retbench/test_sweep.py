@@ -14,7 +14,8 @@ from retbench.devices import Device
 from retbench.isolate import Outcome
 from retbench.quantities import format_bytes
 from retbench.record import Record, Status
-from retbench.spec import Cell
+from retbench.session import plan_table
+from retbench.spec import Cell, Training
 from retbench.store import Store
 from retbench.sweep import Execute, Sweep
 from retbench.timing import Deadline
@@ -160,6 +161,19 @@ def test_a_budget_that_is_used_up_leaves_no_time_but_every_cell_still_runs(tmp_p
     assert all(timeout_s >= sweep.START_UP_S for _, _, timeout_s, _ in calls)
 
 
+def test_a_training_cell_that_comes_after_the_budget_is_not_killed_before_its_fewest_steps(tmp_path: Path) -> None:
+    cell, calls = replace(CELLS[0], workload="train_step"), list[Any]()
+    work = {"peak_memory_bytes": 5000, "step_flops": 6 * 10**12, "step_moved_bytes": 0}  # 60 s a step
+
+    replace(sweep_of(tmp_path), cells=[cell]).run(
+        {}, {cell: work}, Deadline(-1.0), Listener(), executing(OK, calls=calls)
+    )
+
+    request, _, timeout_s, _ = calls[0]
+    assert request["budget_s"] == 0
+    assert timeout_s > 6 * 60
+
+
 def test_a_cell_above_the_free_memory_is_skipped_with_its_predicted_bytes(tmp_path: Path) -> None:
     calls: list[Any] = []
     large = {**PREDICTION, "peak_memory_bytes": 3 * 2**30}
@@ -172,6 +186,20 @@ def test_a_cell_above_the_free_memory_is_skipped_with_its_predicted_bytes(tmp_pa
     assert records[1].predicted == large
     assert records[1].metrics == {"predicted_peak_memory_bytes": 3 * 2**30}
     assert [request["cell"]["system"] for request, *_ in calls] == ["retnet", "transformer-flash"]
+
+
+def test_ranks_of_which_one_fits_and_not_all_are_skipped(tmp_path: Path) -> None:
+    cell = replace(CELLS[0], workload="train_step", training=Training(data_parallel=2))
+    work = {"peak_memory_bytes": 3 * 2**29, "step_flops": 1, "step_moved_bytes": 1}
+    one = replace(sweep_of(tmp_path, free=2**31), cells=[cell])
+
+    (record,) = one.run({}, {cell: work}, Deadline(60.0), Listener(), executing())
+
+    needed = f"{format_bytes(3 * 2**30)} for 2 ranks"
+    assert (record.status, record.reason) == ("skipped", f"predicted to need {needed}, {format_bytes(2**31)} are free")
+    row = plan_table([cell], [{**PREDICTION, **work}], [], 2**31)
+    assert row.rows[0][-1].value == "no"
+    assert "bytes are those of one of 2 ranks; all of them must fit" in row.footnotes
 
 
 def test_a_cell_that_just_fits_or_was_not_predicted_is_tried(tmp_path: Path) -> None:
