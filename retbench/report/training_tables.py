@@ -240,7 +240,7 @@ def _pair_words(records: Sequence[Record]) -> tuple[str, ...]:
     pairs = [(one, base) for one in timed for name in BASES if (base := _base(name, one, timed)) and base is not one]
     paired = [same_rounds(*pair) for pair in pairs]
     in_turn = "speed with an interval: systems measured in turn, paired step by step"
-    apart = "speed without an interval: not paired, systems measured at different times, when others may use the machine"
+    apart = "speed without an interval: not paired, systems measured at different times; --fresh measures them in turn"
     return (*((in_turn,) * any(paired)), *((apart,) * (not all(paired))))
 
 
