@@ -1,7 +1,7 @@
 """Table 4: the cost of training, whole optimizer steps of RetNet and of Transformers, in time and memory.
 
-A step is forward and backward of its micro-batches and AdamW. Warm steps are timed; memory is exact, in a pass of its
-own, and split by what it is. Records go to results/.
+A step is forward and backward of its micro-batches and AdamW. Warm steps are timed, those of the systems of one setting
+in turn; memory is exact, in a pass of its own, and split by what it is. Records go to results/.
 """
 
 from collections.abc import Mapping, Sequence

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any
 
 from models.catalogue import peer_of
@@ -92,15 +93,34 @@ class Share:
 
 
 def in_order(cells: Sequence[Cell], predictions: Mapping[Cell, Prediction], device: Device) -> list[Cell]:
-    """The cells as they should run: comparable ones together, the cheap ones of them first, so that these get done."""
-    places: dict[tuple[str, int, int], int] = {}
+    """The cells as they should run: a setting's together, the cheap ones of them first, so that these get done."""
+    places: dict[Cell, int] = {}
     for cell in cells:
-        places.setdefault((cell.size, cell.seq_len, cell.batch_size), len(places))
+        places.setdefault(cell.setting, len(places))
 
     def key(cell: Cell) -> tuple[int, float]:
-        return places[cell.size, cell.seq_len, cell.batch_size], sum(_cost(cell, predictions.get(cell, {}), device))
+        return places[cell.setting], sum(_cost(cell, predictions.get(cell, {}), device))
 
     return sorted(cells, key=key)
+
+
+def together(cells: Sequence[Cell], predictions: Mapping[Cell, Prediction], free_bytes: int) -> list[Cell]:
+    """The first of the cells that are left, and those that one child measures in turn with it.
+
+    These are optimizer steps of one setting. Models and optimizers of all of them stay in memory, and beside them
+    there must be room for what the largest step adds. Limits of memory and several ranks are of one cell alone; so is
+    compiled code, since a compiler that fails forgets the code of the others.
+    """
+    first = cells[0]
+    if first.training is None or first.training.ranks > 1 or first.mem_limit_bytes is not None or first.compile:
+        return [first]
+    group = list(takewhile(lambda cell: cell.setting == first.setting, cells))
+    known = [predictions.get(cell, {}) for cell in group]
+    if not all("optimizer_bytes" in prediction for prediction in known):
+        return [first]
+    kept = [prediction["weights_bytes"] + prediction["optimizer_bytes"] for prediction in known]
+    added = [prediction["peak_memory_bytes"] - nbytes for prediction, nbytes in zip(known, kept, strict=True)]
+    return group if sum(kept) + max(added) <= free_bytes else [first]
 
 
 def share(cells: Sequence[Cell], predictions: Mapping[Cell, Prediction], device: Device, left_s: float) -> Share:
@@ -124,6 +144,14 @@ def share(cells: Sequence[Cell], predictions: Mapping[Cell, Prediction], device:
         f"would take about {format_duration(prefill_s / MARGIN)} (model), too long for the time left: raise --budget"
     )
     return Share(max(left_s, 0) * decode_s / total, 0.0, reason, decode_s)
+
+
+def budget_together(
+    count: int, cells: Sequence[Cell], predictions: Mapping[Cell, Prediction], device: Device, left_s: float
+) -> float:
+    """Seconds for the first ``count`` of the cells that are left: the sum of their shares."""
+    orders = [[cells[at], *cells[:at], *cells[at + 1 :]] for at in range(count)]
+    return sum(share(order, predictions, device, left_s).budget_s for order in orders)
 
 
 def _cost(cell: Cell, prediction: Prediction, device: Device) -> tuple[float, float]:

@@ -47,9 +47,10 @@ class Progress(LiveLine):
         self.show = show
         self.records: list[Record] = []
 
-    def started(self, cell: Cell, left_s: float) -> None:
+    def started(self, cell: Cell, left_s: float, others: int = 0) -> None:
         left = f"about {format_duration(left_s)} left" if left_s > 1 else "over its budget, ending soon"
-        text = f"[{len(self.records) + 1}/{self.total}] {cell.label} ... {left}"
+        more = f" and {others} more in turn" if others else ""
+        text = f"[{len(self.records) + 1}/{self.total}] {cell.label}{more} ... {left}"
         if self.live:
             table = [self.show(self.records, self.console.width)] if self.records else []
             self.live.update(Group(*table, Text(text, style="cyan")), refresh=True)

@@ -1,7 +1,7 @@
 """What to measure: a cell is one system at one size, length and batch, under one set of conditions."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, Self
 
 MAX_SEQ_LEN = 2**20
@@ -119,6 +119,11 @@ class Cell:
             "l_max": self.l_max,
         }
         return {name: value for name, value in values.items() if value is not None}
+
+    @property
+    def setting(self) -> Self:
+        """What cells that are compared with each other share: all but the system and what comes with it."""
+        return replace(self, system="", chunk_size=None, backend="auto", form="auto")
 
     def to_dict(self) -> dict[str, Any]:
         """What JSON can hold, for requests, records and keys; fields that came later are left out where not set."""

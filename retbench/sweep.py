@@ -1,4 +1,4 @@
-"""Runs the cells of an experiment one after the other and stores a record of each, whatever becomes of it."""
+"""Runs the cells of an experiment, alone or in turn, and stores a record of each, whatever becomes of it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -28,7 +28,8 @@ Execute = Callable[[dict[str, Any], int, float, str], Outcome]  # request, threa
 class Listener(Protocol):
     """Told of every step of a sweep, to show it."""
 
-    def started(self, cell: Cell, left_s: float) -> None: ...
+    def started(self, cell: Cell, left_s: float, others: int = 0) -> None:
+        """A child measures the cell, and so many others in turn with it."""
 
     def finished(self, record: Record, reused: bool) -> None: ...
 
@@ -69,23 +70,37 @@ class Sweep:
         listener: Listener,
         execute: Execute = isolate.run_worker,
     ) -> list[Record]:
-        """A record for every cell, in order; each new one is on disk before the next cell starts.
+        """A record for every cell, in order; each new one is on disk before the next child starts.
 
-        The time is shared out over the cells that are left; one that ends early leaves more to the others.
+        The time is shared out over the cells that are left; one that ends early leaves more to the others. Cells that
+        ``plan.together`` puts into one child are measured alone after it if they were not ok there.
         """
         records = dict(known)
+
+        def keep(cell: Cell, record: Record) -> None:
+            records[cell] = record
+            for problem in self.store.append(record):
+                listener.mended(problem)
+            listener.finished(record, reused=False)
+
         for record in known.values():
             listener.finished(record, reused=True)
         todo = plan.in_order([cell for cell in self.cells if cell not in known], predictions, self.device)
         while todo:
-            cell = todo[0]
-            listener.started(cell, deadline.left_s)
-            share = plan.share(todo, predictions, self.device, deadline.left_s)
-            records[cell] = self._measure(cell, predictions.get(cell, {}), share, execute)
-            for problem in self.store.append(records[cell]):
-                listener.mended(problem)
-            listener.finished(records[cell], reused=False)
-            todo = todo[1:]
+            group = plan.together(todo, predictions, self.device.free_bytes())
+            if len(group) > 1:
+                listener.started(group[0], deadline.left_s, len(group) - 1)
+                budget_s = plan.budget_together(len(group), todo, predictions, self.device, deadline.left_s)
+                for cell, outcome in zip(group, self._in_turn(group, budget_s, execute), strict=True):
+                    if outcome.status == "ok":
+                        keep(cell, self._record(cell, outcome, predictions[cell]))
+            alone = [cell for cell in group if cell not in records]
+            todo = alone + todo[len(group) :]
+            for cell in alone:
+                listener.started(cell, deadline.left_s)
+                share = plan.share(todo, predictions, self.device, deadline.left_s)
+                keep(cell, self._measure(cell, predictions.get(cell, {}), share, execute))
+                todo = todo[1:]
         return [records[cell] for cell in self.cells]
 
     def run_together(
@@ -96,18 +111,25 @@ class Sweep:
         execute: Execute = isolate.run_worker,
     ) -> list[Record]:
         """Records of cells that one child measures in turn; what it had finished when it died is kept."""
+        records = []
+        for cell, outcome in zip(cells, self._in_turn(cells, budget_s, execute), strict=True):
+            records.append(self._record(cell, outcome, predictions.get(cell, {})))
+            self.store.append(records[-1])
+        return records
+
+    def _in_turn(self, cells: Sequence[Cell], budget_s: float, execute: Execute) -> list[Outcome]:
+        """What came of each cell that one child measures in turn: ok where its times came, else how the child ended."""
         request = {"task": "rounds", "cells": [cell.to_dict() for cell in cells], "budget_s": budget_s}
         timeout_s = HANGING_S + OVERRUN * budget_s
         outcome = execute(request, cells[0].threads, timeout_s, interpreter(cells[0].system))
-        records = []
-        for at, cell in enumerate(cells):
+        found = []
+        for at in range(len(cells)):
             parts = [
                 {name: part[name] for name in part if name != "at"} for part in outcome.messages if part["at"] == at
             ]
-            own = Outcome("ok", None, parts) if parts else replace(outcome, messages=[])
-            records.append(self._record(cell, own, predictions.get(cell, {})))
-            self.store.append(records[-1])
-        return records
+            timed = any("samples" in part for part in parts)
+            found.append(Outcome("ok", None, parts) if timed else replace(outcome, messages=parts))
+        return found
 
     def _measure(
         self,

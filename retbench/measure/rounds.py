@@ -1,4 +1,4 @@
-"""Several cells measured in turn beside what the machine can do: every round times each limit and each cell.
+"""Several cells measured in turn, beside what the machine can do: every round times each limit and each cell.
 
 A machine that slows down slows all of a round down alike, so ratios within rounds hold where times drift.
 """
@@ -23,6 +23,7 @@ from retbench.measure import PRECISION, TORCH_DTYPES, Part, Task, backend_of, fo
 from retbench.measure.compile import compile_cell
 from retbench.measure.limits import Limit, fastest, products, readers
 from retbench.measure.quantize import quantize
+from retbench.measure.train_step import measure_in_turn
 from retbench.spec import Cell
 from retbench.statistics import Interval, median_interval
 from retbench.timing import Deadline, rate, sample
@@ -231,7 +232,8 @@ def measure(cells: Sequence[Cell], deadline: Deadline) -> Iterator[Part]:
         for number, group in enumerate(groups):
             ends = deadline.fraction(1 / (len(groups) - number))
             origin = {"child": child, "group": f"{child}/{number}"}  # records of a group share their rounds
-            for part in _group([(at, Task(cell, device, ends, {})) for at, cell in group], models):
+            tasks = [(at, Task(cell, device, ends, {})) for at, cell in group]
+            for part in measure_in_turn(tasks) if first.training else _group(tasks, models):
                 yield {**part, "notes": {**part["notes"], **origin}}
 
 

@@ -2,10 +2,13 @@
 
 # A micro-batches, B batch, T positions
 
+import gc
+from collections.abc import Sequence
 from statistics import median
 
 from torch import Tensor
 
+from models import build
 from models.language_model import LanguageModel
 from models.parallel import local
 from retbench.measure import PRECISION, Part, Parts, Task
@@ -14,11 +17,12 @@ from retbench.measure.ranks import agreed
 from retbench.measure.split import Kind, split_step
 from retbench.spec import Training
 from retbench.statistics import Interval, median_interval
-from retbench.timing import Sample, rate, sample, warm_up
+from retbench.timing import Deadline, Sample, rate, sample, warm_up
 
 LEARNING_RATE = 6e-4  # the paper's at 1.3B; no time and no byte depends on it
 WARM_UP_SHARE = 0.4  # at most, of the time that memory leaves
 LEAST_STEPS, ENOUGH_STEPS, MOST_STEPS = 3, 5, 64  # timed: whatever the time, for an interval, however noisy
+OWN = {"allocated_bytes"}  # counters of a pass that others in the same process do not change
 
 
 class Trainer:
@@ -51,98 +55,151 @@ class Trainer:
         return loss
 
 
-def measure(model: LanguageModel, task: Task) -> Parts:
-    """Yields how it computes, the exact memory, then the times; the first step is in none of them."""
-    training = task.cell.training or Training()
-    yield {"cell": {"backend": model.backend, "form": model.training_form}}
-    trainer = Trainer(model, training)
-    losses: list[Tensor] = []
-    first = sample(lambda: losses.append(trainer.step(_tokens(trainer, task))), task.device)  # makes moments
-    yield _memory(trainer, task)
-    warming = task.deadline.fraction(WARM_UP_SHARE)
-    warm = warm_up(lambda: trainer.step(_tokens(trainer, task)), task.device, warming, agreed)
-    steps: list[tuple[Sample, Sample]] = []
-    while len(steps) < LEAST_STEPS or not agreed(_finished(steps, task)):
-        steps.append(_timed_step(trainer, task, losses))
-    yield {
-        **_times(steps, task, training),
-        "warmup": {"discarded": 1 + len(warm), "first_ns": first.wall_ns},
-        "notes": {"first_loss": losses[0].item(), "last_loss": losses[-1].item()},
-    }
+class Steps:
+    """Steps on a model, timed one by one. The first, which makes the moments, is in no time and in no memory."""
 
+    def __init__(self, model: LanguageModel, task: Task) -> None:
+        self.task = task
+        self.training = task.cell.training or Training()
+        self.trainer = Trainer(model, self.training)
+        self.losses: list[Tensor] = []
+        self.timed: list[tuple[Sample, Sample]] = []  # forward and backward, then the optimizer
+        self.discarded = 1
+        self.first = sample(lambda: self.losses.append(self.trainer.step(self._tokens())), task.device)
 
-def _tokens(trainer: Trainer, task: Task) -> Tensor:
-    """(A, B, T + 1), random, different for every step."""
-    cell = task.cell
-    shape = (trainer.training.grad_accumulation, cell.batch_size, cell.seq_len + 1)
-    return task.tokens(trainer.model.config.vocab_size, *shape)
+    def memory(self, alone: bool = True) -> Part:
+        """The peak of a step as the device counts it, and what it is made of.
 
+        ``rest_bytes`` is what the device counts and no tensor accounts for: what operators use inside, rounding.
+        ``alone``: whether the process holds no other model. Else what counts the whole process is left out.
+        """
+        kinds: dict[Kind, int] = {}
 
-def _memory(trainer: Trainer, task: Task) -> Part:
-    """The peak of a step as the device counts it, and what it is made of.
+        def step(tokens: Tensor) -> None:
+            if self.task.cell.compile:  # compiled code does not show what is inside
+                self.trainer.step(tokens)
+            else:
+                kinds.update(split_step(self.trainer, tokens).peak_kinds())
 
-    ``rest_bytes`` is what the device counts and no tensor accounts for: what operators use inside, rounding.
-    """
-    kinds: dict[Kind, int] = {}
-
-    def step(tokens: Tensor) -> None:
-        if task.cell.compile:  # compiled code does not show what is inside
-            trainer.step(tokens)
-        else:
-            kinds.update(split_step(trainer, tokens).peak_kinds())
-
-    peak = task.device.peak_memory(lambda: _tokens(trainer, task), step)
-    always = {
-        "weights_bytes": trainer.model.weights_bytes(),
-        "optimizer_bytes": sum(local(tensor).nbytes for tensor in trainer.optimizer.tensors()),
-    }
-    return {
-        "metrics": {
-            "peak_memory_bytes": sum(always.values()) + peak.tensor_bytes,
-            **always,
-            **{f"{kind}_bytes": nbytes for kind, nbytes in kinds.items()},
-            "rest_bytes": peak.tensor_bytes - sum(kinds.values()),
-            "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
-            **peak.counters,
+        peak = self.task.device.peak_memory(self._tokens, step)
+        always = {
+            "weights_bytes": self.trainer.model.weights_bytes(),
+            "optimizer_bytes": sum(local(tensor).nbytes for tensor in self.trainer.optimizer.tensors()),
         }
-    }
+        counters = peak.counters if alone else {name: peak.counters[name] for name in OWN & peak.counters.keys()}
+        return {
+            "metrics": {
+                "peak_memory_bytes": sum(always.values()) + peak.tensor_bytes,
+                **always,
+                **{f"{kind}_bytes": nbytes for kind, nbytes in kinds.items()},
+                "rest_bytes": peak.tensor_bytes - sum(kinds.values()),
+                "parameters": sum(parameter.numel() for parameter in self.trainer.model.parameters()),
+                **counters,
+            }
+        }
+
+    def warm(self, deadline: Deadline) -> None:
+        """Makes steps until their time has settled or the deadline passes."""
+        warm = warm_up(lambda: self.trainer.step(self._tokens()), self.task.device, deadline, agreed)
+        self.discarded += len(warm)
+
+    def visit(self) -> None:
+        """Times one step, the device idle between backward and the optimizer."""
+        tokens = self._tokens()
+        backward = sample(lambda: self.losses.append(self.trainer.backward(tokens)), self.task.device)
+        self.timed.append((backward, sample(self.trainer.update, self.task.device)))
+
+    def finished(self) -> bool:
+        """Whether there are steps enough: precise ones, or as many as there are at the most or by the deadline."""
+        if len(self.timed) < LEAST_STEPS:
+            return False
+        precise = len(self.timed) >= ENOUGH_STEPS and self._step_ms().relative_half_width <= PRECISION
+        return precise or len(self.timed) >= MOST_STEPS or self.task.deadline.left_s <= 0
+
+    def part(self) -> Part:
+        cell, step, training = self.task.cell, self._step_ms(), self.training
+        tokens = training.data_parallel * training.grad_accumulation * cell.batch_size * cell.seq_len
+        wall_ns = [backward.wall_ns + update.wall_ns for backward, update in self.timed]
+        optimizer_ns = [update.wall_ns for _, update in self.timed]
+        return {
+            "metrics": {
+                "step_ms": step.value,
+                "step_ms_low": step.low,
+                "step_ms_high": step.high,
+                "tokens_per_s": rate(tokens, step.value / 1e3),
+                "tokens_per_s_low": rate(tokens, step.high / 1e3),
+                "tokens_per_s_high": rate(tokens, step.low / 1e3),
+                "optimizer_ms": median(optimizer_ns) / 1e6,
+                "optimizer_share": median(update / whole for update, whole in zip(optimizer_ns, wall_ns, strict=True)),
+            },
+            "samples": {
+                "step_ns": wall_ns,
+                "optimizer_ns": optimizer_ns,
+                "cpu_ns": [backward.cpu_ns + update.cpu_ns for backward, update in self.timed],
+            },
+            "warmup": {"discarded": self.discarded, "first_ns": self.first.wall_ns},
+            "notes": {"first_loss": self.losses[0].item(), "last_loss": self.losses[-1].item()},
+        }
+
+    def _step_ms(self) -> Interval:
+        return median_interval([[(backward.wall_ns + update.wall_ns) / 1e6 for backward, update in self.timed]])
+
+    def _tokens(self) -> Tensor:
+        """(A, B, T + 1), random, different for every step."""
+        cell = self.task.cell
+        shape = (self.training.grad_accumulation, cell.batch_size, cell.seq_len + 1)
+        return self.task.tokens(self.trainer.model.config.vocab_size, *shape)
 
 
-def _timed_step(trainer: Trainer, task: Task, losses: list[Tensor]) -> tuple[Sample, Sample]:
-    """Forward and backward, then the optimizer, the device idle between them; the loss joins ``losses``."""
-    tokens = _tokens(trainer, task)
-    backward = sample(lambda: losses.append(trainer.backward(tokens)), task.device)
-    return backward, sample(trainer.update, task.device)
+def measure(model: LanguageModel, task: Task) -> Parts:
+    """Yields how it computes, the exact memory, then the times."""
+    yield _computes(model)
+    steps = Steps(model, task)
+    yield steps.memory()
+    steps.warm(task.deadline.fraction(WARM_UP_SHARE))
+    while not agreed(steps.finished()):
+        steps.visit()
+    yield steps.part()
 
 
-def _finished(steps: list[tuple[Sample, Sample]], task: Task) -> bool:
-    precise = len(steps) >= ENOUGH_STEPS and _step_ms(steps).relative_half_width <= PRECISION
-    return precise or len(steps) >= MOST_STEPS or task.deadline.left_s <= 0
+def measure_in_turn(tasks: Sequence[tuple[int, Task]]) -> Parts:
+    """The same of cells of one setting with one deadline: a round times a step of each. Parts have its place as ``at``.
+
+    A cell that fails before the rounds begin is left out of them; its error is raised when the others are done.
+    """
+    courses, failed = dict[int, Steps](), list[Exception]()
+    for at, task in tasks:
+        try:
+            courses[at], parts = _begun(task)
+        except Exception as error:  # noqa: BLE001 - measured alone, where it becomes its status
+            failed.append(error.with_traceback(None))  # whose frames hold a model
+            gc.collect()  # now: what is freed while bytes are counted is taken off them
+        else:
+            for part in parts:
+                yield {"notes": {}, **part, "at": at}
+    deadline = tasks[0][1].deadline
+    for steps in courses.values():
+        steps.warm(deadline.fraction(WARM_UP_SHARE / len(courses)))
+    order, rounds = list(courses.values()), 0
+    while not all(steps.finished() for steps in order):
+        for steps in order:
+            steps.visit()
+        order.reverse()  # so that a machine that slows down within rounds favours nobody
+        rounds += 1
+    for at, steps in courses.items():
+        part = steps.part()
+        yield {**part, "at": at, "notes": {**part["notes"], "rounds": rounds}}
+    if failed:
+        raise failed[0]
 
 
-def _step_ms(steps: list[tuple[Sample, Sample]]) -> Interval:
-    return median_interval([[(backward.wall_ns + update.wall_ns) / 1e6 for backward, update in steps]])
+def _begun(task: Task) -> tuple[Steps, list[Part]]:
+    """A model of its own, since steps change it, with its first step made: how it computes, and its exact memory."""
+    cell = task.cell
+    model = build(cell.system, cell.size, seed=cell.seed, **cell.overrides)
+    steps = Steps(model, task)
+    return steps, [{**_computes(model), "notes": model.notes}, steps.memory(alone=False)]
 
 
-def _times(steps: list[tuple[Sample, Sample]], task: Task, training: Training) -> Part:
-    cell, step = task.cell, _step_ms(steps)
-    tokens = training.data_parallel * training.grad_accumulation * cell.batch_size * cell.seq_len
-    wall_ns = [backward.wall_ns + update.wall_ns for backward, update in steps]
-    optimizer_ns = [update.wall_ns for _, update in steps]
-    return {
-        "metrics": {
-            "step_ms": step.value,
-            "step_ms_low": step.low,
-            "step_ms_high": step.high,
-            "tokens_per_s": rate(tokens, step.value / 1e3),
-            "tokens_per_s_low": rate(tokens, step.high / 1e3),
-            "tokens_per_s_high": rate(tokens, step.low / 1e3),
-            "optimizer_ms": median(optimizer_ns) / 1e6,
-            "optimizer_share": median(update / whole for update, whole in zip(optimizer_ns, wall_ns, strict=True)),
-        },
-        "samples": {
-            "step_ns": wall_ns,
-            "optimizer_ns": optimizer_ns,
-            "cpu_ns": [backward.cpu_ns + update.cpu_ns for backward, update in steps],
-        },
-    }
+def _computes(model: LanguageModel) -> Part:
+    return {"cell": {"backend": model.backend, "form": model.training_form}}

@@ -8,8 +8,9 @@ from retbench.record import Record
 from retbench.report.conditions import disturbance_words, measured_words
 from retbench.report.frame import BASELINE
 from retbench.report.numbers import ABSENT, memory_unit, ratio, significant, with_interval
+from retbench.report.pairs import same_rounds, time_ratio
 from retbench.report.tables import Column, Entry, Table
-from retbench.statistics import Interval, median_interval
+from retbench.statistics import Interval
 
 Row = tuple[Entry, ...]
 Limit = dict[str, Any]
@@ -297,12 +298,10 @@ def _advantage(record: Record, records: Sequence[Record], amount: str) -> Row:
 
 def _faster_than(base: Record | None, record: Record) -> Row:
     """Speed-up over ``base`` with its interval, paired by round; * for the base itself."""
-    if base is None or record.status != "ok":
-        return (Entry(None, ABSENT),) * 2
     if base is record:
         return Entry(1.0, "*"), Entry(None, ABSENT)
-    pairs = zip(base.samples["round_ns"], record.samples["round_ns"], strict=True)
-    return _range(median_interval([[theirs / own for theirs, own in pairs]]))
+    found = time_ratio(base, record, "round_ns") if base and record.status == "ok" else None
+    return _range(found) if found else (Entry(None, ABSENT),) * 2
 
 
 def fastest_transformer(record: Record, records: Sequence[Record]) -> Record | None:
@@ -317,7 +316,7 @@ def _rivals(record: Record, records: Sequence[Record]) -> list[Record]:
         one
         for one in records
         if one.status == "ok"
-        and one.notes.get("group") == record.notes.get("group")
+        and same_rounds(one, record)
         and one.cell.quantize == record.cell.quantize
         and one.cell.system.startswith(BASELINE)
     ]

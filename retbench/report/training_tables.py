@@ -2,7 +2,6 @@
 
 import tomllib
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from retbench.record import Record
 from retbench.report.conditions import disturbance_words, measured_words
 from retbench.report.numbers import ABSENT, memory_unit, ratio, significant, with_interval
+from retbench.report.pairs import same_rounds, time_ratio
 from retbench.report.tables import Column, Detail, Entry, Table, shortened
 from retbench.spec import Cell, Training
 
@@ -48,7 +48,7 @@ def _steps_table(records: Sequence[Record], conditions: tuple[str, ...]) -> Tabl
         Column("tokens_per_s_high", "its upper end", "tokens/s", detail="data"),
         Column("optimizer_share", "optim.\n%"),
         Column("peak_memory_bytes", f"peak\n{unit}", "bytes"),
-        *(Column(f"speedup_vs_{name}", f"speed\nvs {short}", "ratio") for name, short in BASES.items()),
+        *(column for name, short in BASES.items() for column in _speed_columns(name, short)),
         *(Column(f"memory_vs_{name}", f"peak\nvs {short}", "ratio") for name, short in BASES.items()),
         *(Column(name, name, detail="data") for name in ("backend", "form", "status", "reason")),
     )
@@ -64,7 +64,7 @@ def _steps_table(records: Sequence[Record], conditions: tuple[str, ...]) -> Tabl
                 *(Entry(end, significant(end)) for end in (low, high)),
                 Entry(share, ABSENT if share is None else f"{100 * share:.1f}"),
                 _memory(record, "peak_memory_bytes", size),
-                *(_ratio(record, base, "tokens_per_s") for base in bases),
+                *(entry for base in bases for entry in _speed(record, base)),
                 *(_ratio(base, record, "peak_memory_bytes") for base in bases),
                 *_words(record.cell.backend, record.cell.form, record.status, record.reason),
             )
@@ -74,6 +74,7 @@ def _steps_table(records: Sequence[Record], conditions: tuple[str, ...]) -> Tabl
         "median time ± 95 % interval; optim.: AdamW's share of that time",
         "speed: tokens/s of this system / of transformer (base), of transformer-flash (flash); peak vs: their peak "
         "memory / this system's; above 1 this system is better",
+        *_pair_words(records),
         *(("bf16: the model computes in bf16, AdamW updates float32 master weights",) * _any_bf16(records)),
         *_rank_words(records),
         *_failures(records),
@@ -204,8 +205,24 @@ def _base(name: str, record: Record, records: Sequence[Record]) -> Record | None
 
 
 def _conditions(record: Record) -> tuple[object, ...]:
-    shared = replace(record.cell, system="", chunk_size=None, backend="auto", form="auto")
-    return shared, record.machine
+    return record.cell.setting, record.machine
+
+
+def _speed_columns(name: str, short: str) -> tuple[Column, ...]:
+    return (
+        Column(f"speedup_vs_{name}", f"speed\nvs {short}", "ratio"),
+        Column(f"speedup_vs_{name}_low", "95 %\ninterval", "ratio", detail="page"),
+        Column(f"speedup_vs_{name}_high", "its upper end", "ratio", detail="data"),
+    )
+
+
+def _speed(record: Record, base: Record | None) -> Row:
+    """Tokens/s over those of ``base``, with the interval of it where both were measured in the same rounds."""
+    found = time_ratio(base, record, "step_ns") if base and base is not record else None  # of the same tokens
+    if found is None:
+        return _ratio(record, base, "tokens_per_s"), Entry(None, ABSENT), Entry(None, ABSENT)
+    low, high = ratio(found.low), ratio(found.high)
+    return Entry(found.value, ratio(found.value)), Entry(found.low, f"{low} to {high}"), Entry(found.high, high)
 
 
 def _ratio(above: Record | None, below: Record | None, name: str) -> Entry:
@@ -215,6 +232,16 @@ def _ratio(above: Record | None, below: Record | None, name: str) -> Entry:
 
 
 # ---- footnotes ----------------------------------------------------------------------------------------------------
+
+
+def _pair_words(records: Sequence[Record]) -> tuple[str, ...]:
+    """Whether the speeds that stand beside each other were measured in turn."""
+    timed = [record for record in records if "tokens_per_s" in record.metrics]
+    pairs = [(one, base) for one in timed for name in BASES if (base := _base(name, one, timed)) and base is not one]
+    paired = [same_rounds(*pair) for pair in pairs]
+    in_turn = "speed with an interval: systems measured in turn, paired step by step"
+    apart = "speed without an interval: not paired, systems measured at different times; --fresh measures them in turn"
+    return (*((in_turn,) * any(paired)), *((apart,) * (not all(paired))))
 
 
 def _any_bf16(records: Sequence[Record]) -> bool:

@@ -34,6 +34,14 @@ GROUP = [
 ]
 
 
+PACE = [1, 4, 2, 1, 8, 3, 1]  # of a machine that others use, the same for all of a round
+
+
+def in_turn(record: Record, step_ns: int, group: str = "a/0") -> Record:
+    """The record with steps of that time at the machine's pace."""
+    return replace(record, samples={"step_ns": [step_ns * pace for pace in PACE]}, notes={"group": group})
+
+
 def shown(table: Table, at: int) -> dict[str, str]:
     return {column.name: entry.text for column, entry in zip(table.columns, table.rows[at], strict=True)}
 
@@ -44,6 +52,31 @@ def test_a_system_is_compared_with_both_transformers() -> None:
     assert (row["speedup_vs_transformer"], row["speedup_vs_transformer-flash"]) == ("2.50", "1.20")
     assert (row["memory_vs_transformer"], row["memory_vs_transformer-flash"]) == ("1.20", "0.92")
     assert (row["tokens_per_s"], row["optimizer_share"]) == ("600 ±5.0%", "6.2")
+
+
+def test_the_speed_of_systems_in_turn_is_paired_so_that_the_pace_of_the_machine_cancels() -> None:
+    retnet, base, flash = (in_turn(one, step_ns) for one, step_ns in zip(GROUP, (1000, 3000, 700), strict=True))
+    table = training_tables([retnet, base, flash])[0]
+    row = shown(table, 0)
+
+    assert (row["speedup_vs_transformer"], row["speedup_vs_transformer_low"]) == ("3.00", "3.00 to 3.00")
+    assert (row["speedup_vs_transformer-flash"], row["speedup_vs_transformer-flash_low"]) == ("0.70", "0.70 to 0.70")
+    assert row["speedup_vs_transformer_high"] == "3.00"
+    assert (shown(table, 1)["speedup_vs_transformer"], shown(table, 1)["speedup_vs_transformer_low"]) == ("1.00", "-")
+    assert any("paired step by step" in note for note in table.footnotes)
+    assert not any("not paired" in note for note in table.footnotes)
+
+
+def test_the_speed_of_systems_that_were_not_measured_in_turn_is_said_not_to_be_paired() -> None:
+    apart = [in_turn(GROUP[0], 1000, "a/0"), in_turn(GROUP[1], 3000, "b/0")]
+    for records in (GROUP, apart):
+        table = training_tables(records)[0]
+
+        assert shown(table, 0)["speedup_vs_transformer"] == "2.50"
+        assert shown(table, 0)["speedup_vs_transformer_low"] == "-"
+        assert any("not paired" in note for note in table.footnotes)
+        assert not any("paired step by step" in note for note in table.footnotes)
+    assert not any("paired" in note for note in training_tables(GROUP[:1])[0].footnotes)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +138,7 @@ def test_the_tables_are_80_columns_wide_at_most(tmp_path: Any) -> None:
     wide = [trained(name, 123456.0, activations=123_456) for name in names]
     path = tmp_path / "tables"
     with path.open("w") as file:
-        render(training_tables([*GROUP, *wide]), "table", file)
+        render(training_tables([*(in_turn(one, 1000) for one in GROUP), *wide]), "table", file)
 
     assert max(map(len, path.read_text().splitlines())) <= 80
 

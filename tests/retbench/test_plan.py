@@ -15,12 +15,14 @@ from retbench.plan import (
     TIMEOUT_S,
     TRAINING_STEPS,
     Prediction,
+    budget_together,
     describe,
     estimate,
     in_order,
     needed_bytes,
     predict,
     share,
+    together,
 )
 from retbench.spec import Cell, Training
 from tests.retbench.conftest import PREDICTION
@@ -208,3 +210,75 @@ def test_cells_that_cost_the_same_keep_their_order() -> None:
 
     assert in_order(three, dict.fromkeys(three, costing()), DEVICE) == three
     assert in_order(three, {}, DEVICE) == three
+
+
+# ---- cells that are measured in turn
+
+
+STEP = replace(CELL, workload="train_step", training=Training())
+
+
+def steps(*systems: str, **changes: Any) -> list[Cell]:
+    return [replace(STEP, system=system, **changes) for system in systems]
+
+
+def training(peak: int, flops: int = 0) -> Prediction:
+    """The prediction of a cell whose model takes 10 bytes, its optimizer 20, and a step the rest of the peak."""
+    work = {"step_flops": flops, "step_moved_bytes": 0}
+    return {"weights_bytes": 10, "optimizer_bytes": 20, "peak_memory_bytes": peak, **work}
+
+
+def test_the_systems_of_one_setting_stay_together_whatever_they_cost() -> None:
+    blocks = Training("block")
+    some = [*steps("dear", "retnet"), *steps("dear", "retnet", training=blocks)]
+    some[1] = replace(some[1], chunk_size=512)  # which RetNet alone has
+    predictions = {cell: training(40, flops=10**13 if cell.system == "dear" else 0) for cell in some}
+
+    ordered = in_order(some, predictions, DEVICE)
+
+    assert [(cell.system, cell.training) for cell in ordered] == [
+        ("retnet", Training()),
+        ("dear", Training()),
+        ("retnet", blocks),
+        ("dear", blocks),
+    ]
+    assert together(ordered, predictions, 10**9) == ordered[:2]
+
+
+def test_cells_are_measured_in_turn_as_far_as_all_models_and_the_largest_step_fit() -> None:
+    three, other = steps("a", "b", "c"), steps("d", seq_len=128)
+    predictions = dict(zip([*three, *other], map(training, (50, 90, 70, 40)), strict=True))
+
+    assert together([*three, *other], predictions, 3 * 30 + 60) == three
+    assert together([*three, *other], predictions, 3 * 30 + 59) == three[:1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"training": None},
+        {"training": Training(data_parallel=2)},
+        {"mem_limit_bytes": 2**30},
+        {"compile": True},
+    ],
+)
+def test_what_is_of_one_cell_is_measured_alone(change: dict[str, Any]) -> None:
+    two = steps("a", "b", **change)
+
+    assert together(two, dict.fromkeys(two, training(40)), 10**9) == two[:1]
+
+
+def test_a_cell_whose_bytes_nobody_knows_is_measured_alone() -> None:
+    two = steps("a", "b")
+
+    assert together(two, {two[0]: training(40)}, 10**9) == two[:1]
+    assert together(two, {}, 10**9) == two[:1]
+
+
+def test_cells_in_turn_get_the_sum_of_their_shares() -> None:
+    three = steps("a", "b", "c")
+    predictions = dict(zip(three, (training(40, flops) for flops in (0, 10**12, 10**13)), strict=True))
+    shares = [share([one, *(cell for cell in three if cell != one)], predictions, DEVICE, 60.0) for one in three]
+
+    assert budget_together(2, three, predictions, DEVICE, 60.0) == pytest.approx(sum(s.budget_s for s in shares[:2]))
+    assert budget_together(3, three, predictions, DEVICE, 60.0) == pytest.approx(60)

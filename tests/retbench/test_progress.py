@@ -51,6 +51,14 @@ def test_elsewhere_than_on_a_terminal_every_step_is_a_plain_line() -> None:
     ]
 
 
+def test_cells_that_are_measured_in_turn_are_counted_with_the_first_of_them() -> None:
+    out = io.StringIO()
+    with Progress(3, table, Console(file=out, width=200)) as progress:
+        progress.started(OK.cell, left_s=90.0, others=2)
+
+    assert out.getvalue() == "[1/3] retnet small, batch 1, length 8192 and 2 more in turn ... about 1m30s left\n"
+
+
 def test_a_line_is_neither_wrapped_nor_coloured_however_narrow_the_console() -> None:
     assert shown(terminal=False, width=20) == shown(terminal=False)
     assert "\x1b" not in shown(terminal=False)

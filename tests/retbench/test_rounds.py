@@ -7,11 +7,13 @@ from typing import Any, cast
 import pytest
 import torch
 
+from models import build
 from retbench.devices.cpu import DEVICE as CPU
-from retbench.measure import Part, Task, rounds
+from retbench.measure import Part, Task, rounds, train_step
 from retbench.measure.limits import Limit
 from retbench.measure.rounds import ROUNDS, Course, measure
-from retbench.spec import Cell
+from retbench.measure.train_step import LEAST_STEPS, Steps
+from retbench.spec import Cell, Training
 from retbench.timing import Deadline
 from tests.retbench.conftest import Clock
 
@@ -179,3 +181,86 @@ def test_the_bytes_of_a_step_are_weights_and_state() -> None:
 
     state = model.init_state(1, 16).nbytes
     assert workload.amount == model.weights_bytes() - model.embedding.weight.nbytes + 2 * state
+
+
+# ---- optimizer steps in turn
+
+
+TRAINED = [
+    replace(CELL, system=system, workload="train_step", training=Training())
+    for system in ("retnet", "transformer", "transformer-flash")
+]
+
+
+def of_cell(found: list[Part], at: int) -> dict[str, dict[str, Any]]:
+    """All parts of the cell in that place, joined by field."""
+    joined: dict[str, dict[str, Any]] = {}
+    for part in found:
+        if part["at"] == at:
+            for name in part.keys() - {"at"}:
+                joined.setdefault(name, {}).update(part[name])
+    return joined
+
+
+def alone(cell: Cell) -> dict[str, dict[str, Any]]:
+    """What a child of its own would send of the cell."""
+    model = build(cell.system, cell.size, seed=cell.seed, **cell.overrides)
+    return of_cell([{**part, "at": 0} for part in train_step.measure(model, Task(cell, CPU, Deadline(0.0), {}))], 0)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_optimizer_steps_in_turn_have_the_records_of_each_cell_alone() -> None:
+    found = list(measure(TRAINED, Deadline(0.0)))
+
+    together = [of_cell(found, at) for at in range(3)]
+    for turned, apart in zip(together, map(alone, TRAINED), strict=True):
+        assert turned["cell"] == apart["cell"]
+        assert turned["samples"].keys() == apart["samples"].keys()
+        assert turned["warmup"].keys() == apart["warmup"].keys()
+        assert apart["metrics"].keys() - turned["metrics"].keys() == {"vm_hwm_bytes"}  # which the others would change
+        counted = [name for name in turned["metrics"] if name.endswith("_bytes")]
+        assert [turned["metrics"][name] for name in counted] == [apart["metrics"][name] for name in counted]
+        assert turned["notes"]["first_loss"] == pytest.approx(apart["notes"]["first_loss"])
+    assert len({turned["notes"]["group"] for turned in together}) == 1
+    assert {turned["notes"]["rounds"] for turned in together} == {LEAST_STEPS}
+    assert {len(turned["samples"]["step_ns"]) for turned in together} == {LEAST_STEPS}
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_bytes_are_sent_before_anything_is_timed() -> None:
+    found = list(measure(TRAINED, Deadline(0.0)))
+
+    kinds = ["samples" if "samples" in part else "bytes" for part in found if part.get("metrics")]
+    assert kinds == ["bytes"] * 3 + ["samples"] * 3
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_rounds_go_to_and_fro(monkeypatch: pytest.MonkeyPatch) -> None:
+    visited, visit = list[str](), Steps.visit
+
+    def noted(steps: Steps) -> None:
+        visited.append(steps.task.cell.system)
+        visit(steps)
+
+    monkeypatch.setattr(Steps, "visit", noted)
+    list(measure(TRAINED[:2], Deadline(0.0)))
+
+    assert visited == ["retnet", "transformer", "transformer", "retnet", "retnet", "transformer"]
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_cell_that_fails_before_the_rounds_is_left_out_of_them_and_raised_at_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(model: Any, task: Task) -> Steps:
+        if task.cell.system == "transformer":
+            raise NotImplementedError("no training form")
+        return Steps(model, task)
+
+    monkeypatch.setattr(train_step, "Steps", fail)
+    found = list[Part]()
+    with pytest.raises(NotImplementedError, match="no training form"):
+        found.extend(measure(TRAINED, Deadline(0.0)))  # keeps what came before
+
+    assert [part["at"] for part in found if "samples" in part] == [0, 2]
+    assert {part["notes"]["rounds"] for part in found if "samples" in part} == {LEAST_STEPS}

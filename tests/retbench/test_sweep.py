@@ -1,6 +1,7 @@
 """A sweep makes a record of every cell whatever becomes of it, stores it at once, and measures nothing twice."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,8 +37,8 @@ class Listener:
 
     told: list[str] = field(default_factory=list)
 
-    def started(self, cell: Cell, left_s: float) -> None:
-        self.told.append(f"started {cell.system}")
+    def started(self, cell: Cell, left_s: float, others: int = 0) -> None:
+        self.told.append(f"started {cell.system}{f' and {others}' if others else ''}")
 
     def finished(self, record: Record, reused: bool) -> None:
         self.told.append(f"finished {record.cell.system}{' again' if reused else ''}: {record.status}")
@@ -352,7 +353,7 @@ def test_a_plan_has_a_prediction_for_every_cell_and_says_what_it_could_not_predi
 
 def test_cells_measured_together_get_their_own_parts_and_those_not_reached_the_end_of_the_child(tmp_path: Path) -> None:
     one, calls = sweep_of(tmp_path), list[Any]()
-    parts = [{"at": at, "metrics": {"tpot_ms": 1.0 + at}, "notes": {"group": "a"}} for at in (0, 1)]
+    parts = [{"at": at, "metrics": {"tpot_ms": 1.0 + at}, "samples": {"round_ns": [1]}} for at in (0, 1)]
 
     outcome = Outcome("oom", "bad_alloc", parts)
 
@@ -372,6 +373,103 @@ def test_cells_measured_together_hold_their_predictions_and_residuals(tmp_path: 
 
     assert [record.metrics.get("residual_bytes") for record in records] == [7, 7, None]
     assert [record.predicted for record in records] == [PREDICTION, PREDICTION, {}]
+
+
+# ---- optimizer steps in turn
+
+
+STEPS = [replace(cell, workload="train_step", training=Training()) for cell in CELLS]
+STEP_BYTES = {
+    "weights_bytes": 10,
+    "optimizer_bytes": 20,
+    "peak_memory_bytes": 40,
+    "step_flops": 0,
+    "step_moved_bytes": 0,
+}
+TIMED: dict[str, Any] = {"metrics": {"step_ms": 1.0}, "samples": {"step_ns": [10**6]}, "notes": {"group": "a/0"}}
+PREDICTED = {"predicted_peak_memory_bytes": 40, "residual_bytes": 0}
+COUNTED: dict[str, Any] = {"metrics": {"peak_memory_bytes": 40}, "notes": {"group": "a/0"}}
+ALONE = Outcome("ok", None, [{"metrics": {"step_ms": 2.0}, "samples": {"step_ns": [2 * 10**6]}}])
+
+
+def in_turn(status: Status, timed: Sequence[int]) -> Outcome:
+    """What a child sent that counted the bytes of all three cells, then timed some of them."""
+    counts = [{"at": at, **COUNTED} for at in range(3)]
+    return Outcome(status, None if status == "ok" else "in words", [*counts, *({"at": at, **TIMED} for at in timed)])
+
+
+def trained(path: Path, *outcomes: Outcome, free: int = 10**12) -> tuple[list[Record], list[str], list[Any]]:
+    """The records of a sweep over three systems, what the listener was told, and the requests."""
+    one, listener, calls = replace(sweep_of(path, free), cells=STEPS), Listener(), list[Any]()
+    predictions = dict.fromkeys(STEPS, STEP_BYTES)
+    records = one.run({}, predictions, Deadline(60.0), listener, executing(*outcomes, calls=calls))
+
+    assert sorted(record.cell.system for record in one.store.read().records) == sorted(cell.system for cell in STEPS)
+    return records, listener.told, [request for request, *_ in calls]
+
+
+def test_the_steps_of_one_setting_are_measured_in_turn_by_one_child(tmp_path: Path) -> None:
+    records, told, (request,) = trained(tmp_path, in_turn("ok", [0, 1, 2]))
+
+    assert request["task"] == "rounds"
+    assert request["cells"] == [cell.to_dict() for cell in STEPS]
+    assert request["budget_s"] == pytest.approx(60, rel=0.01)
+    assert told == ["started retnet and 2", *(f"finished {cell.system}: ok" for cell in STEPS)]
+    for record in records:
+        assert record.metrics == {**COUNTED["metrics"], **TIMED["metrics"], **PREDICTED}
+        assert record.notes["group"] == "a/0"
+
+
+@pytest.mark.parametrize("status", ["unsupported", "oom", "killed"])
+def test_a_cell_that_was_not_timed_in_turn_is_measured_alone_and_gets_its_own_status(
+    status: Status, tmp_path: Path
+) -> None:
+    own = Outcome("error", "of its own", [])
+    records, told, requests = trained(tmp_path, in_turn(status, [0, 2]), own)
+
+    assert [(record.status, record.reason) for record in records] == [
+        ("ok", None),
+        ("error", "of its own"),
+        ("ok", None),
+    ]
+    assert [request["task"] for request in requests] == ["rounds", "measure"]
+    assert requests[1]["cell"] == STEPS[1].to_dict()
+    assert "group" not in records[1].notes
+    assert told[-2:] == ["started transformer", "finished transformer: error"]
+
+
+def test_a_child_that_dies_before_its_times_leaves_every_cell_to_a_child_of_its_own(tmp_path: Path) -> None:
+    records, _, requests = trained(tmp_path, in_turn("killed", []), ALONE, ALONE, ALONE)
+
+    assert [(record.status, record.metrics["step_ms"]) for record in records] == [("ok", 2.0)] * 3
+    assert [request["task"] for request in requests] == ["rounds", "measure", "measure", "measure"]
+
+
+def test_cells_that_do_not_fit_together_are_measured_one_by_one(tmp_path: Path) -> None:
+    records, _, requests = trained(tmp_path, ALONE, in_turn("ok", [0, 1]), free=2 * 30 + 10)
+
+    assert [request["task"] for request in requests] == ["measure", "rounds"]  # two of them fit
+    assert [record.metrics["step_ms"] for record in records] == [2.0, 1.0, 1.0]
+
+
+def test_an_interrupt_loses_the_cells_in_turn_alone(tmp_path: Path) -> None:
+    longer = [replace(cell, seq_len=128) for cell in STEPS]
+    one = replace(sweep_of(tmp_path), cells=[*STEPS, *longer])
+
+    def execute(request: dict[str, Any], threads: int, timeout_s: float, python: str) -> Outcome:
+        if request["cells"][0]["seq_len"] == 128:
+            raise KeyboardInterrupt
+        return in_turn("ok", [0, 1, 2])
+
+    with pytest.raises(KeyboardInterrupt):
+        one.run({}, dict.fromkeys(one.cells, STEP_BYTES), Deadline(60.0), Listener(), execute)
+
+    known = one.measured(one.store.read().records)
+    assert list(known) == STEPS
+    again = one.run(
+        known, dict.fromkeys(longer, STEP_BYTES), Deadline(60.0), Listener(), executing(in_turn("ok", [0, 1, 2]))
+    )
+    assert [record.status for record in again] == ["ok"] * 6
 
 
 def test_every_length_of_a_complexity_record_holds_its_predictions_and_residuals(tmp_path: Path) -> None:
