@@ -5,10 +5,11 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as shown
 from typing import Any, get_args
 
 from retbench.errors import UsageError
-from retbench.quantities import MAX_BYTES, shown
+from retbench.quantities import MAX_BYTES
 from retbench.spec import Dtype
 
 FOLDER = Path(__file__).parent / "devices" / "specs"
