@@ -1,6 +1,7 @@
 """The CPU: exact tensor memory from the profiler, limits from the kernel."""
 
 import ctypes
+import gc
 import os
 import platform
 import re
@@ -88,6 +89,7 @@ class Cpu:
         """Exact: the profiler sees every allocation of torch. VmHWM, the kernel's peak, stands beside it."""
         from torch.profiler import ProfilerActivity, profile, record_function
 
+        gc.collect()  # garbage that is freed while bytes are counted would be taken off them
         with _memory_given_back(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
             prepared = prepare()
             _reset_high_water_mark()

@@ -23,9 +23,9 @@ class Teller:
             self._quiet_s = 0.0
 
 
-def curve(losses: Sequence[float], step_tokens: int) -> list[tuple[int, float]]:
+def curve(losses: Sequence[float], step_tokens: int) -> list[list[float]]:
     """The tokens read until the end of each stretch of the run, and its mean loss."""
     per = max(1, len(losses) // STRETCHES)
     stretches = [losses[at : at + per] for at in range(0, len(losses), per)]
     ends = (min(at + per, len(losses)) for at in range(0, len(losses), per))
-    return [(end * step_tokens, mean(stretch)) for end, stretch in zip(ends, stretches, strict=True)]
+    return [[end * step_tokens, mean(stretch)] for end, stretch in zip(ends, stretches, strict=True)]

@@ -2,7 +2,6 @@
 
 # A micro-batches, B batch, T positions
 
-import gc
 from collections.abc import Sequence
 from statistics import median
 
@@ -173,7 +172,6 @@ def measure_in_turn(tasks: Sequence[tuple[int, Task]]) -> Parts:
             courses[at], parts = _begun(task)
         except Exception as error:  # noqa: BLE001 - measured alone, where it becomes its status
             failed.append(error.with_traceback(None))  # whose frames hold a model
-            gc.collect()  # now: what is freed while bytes are counted is taken off them
         else:
             for part in parts:
                 yield {"notes": {}, **part, "at": at}

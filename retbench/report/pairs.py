@@ -1,7 +1,11 @@
 """Ratios of times that were measured in turn: what slows the machine for a while slows both, and cancels."""
 
+from typing import TYPE_CHECKING
+
 from retbench.record import Record
-from retbench.statistics import Interval, median_interval
+
+if TYPE_CHECKING:
+    from retbench.statistics import Interval
 
 
 def same_rounds(record: Record, other: Record) -> bool:
@@ -10,9 +14,11 @@ def same_rounds(record: Record, other: Record) -> bool:
     return group is not None and group == other.notes.get("group")
 
 
-def time_ratio(above: Record, below: Record, samples: str) -> Interval | None:
+def time_ratio(above: Record, below: Record, samples: str) -> "Interval | None":
     """The median over rounds of the times of one record / those of another; None where they shared no rounds."""
     if not same_rounds(above, below):
         return None
+    from retbench.statistics import median_interval  # numpy: --help does without
+
     pairs = zip(above.samples[samples], below.samples[samples], strict=True)
     return median_interval([[one / other for one, other in pairs]])

@@ -94,7 +94,7 @@ def test_what_a_checkpoint_was_trained_on_is_left_out(
     assert [(row["part"], row["documents"]) for row in table["rows"]] == [
         ("held-out", trained.header.documents["held-out"])
     ]
-    assert f"retnet:step-00000001: trained on {corpus.name}: all documents" in table["footnotes"][-1]
+    assert f"retnet:{here.name}/step-00000001: trained on {corpus.name}: all documents" in table["footnotes"][-1]
 
 
 def test_bos_is_read_but_not_scored(

@@ -76,8 +76,11 @@ def test_bars_have_their_values_intervals_and_names() -> None:
 
 
 def test_bars_of_a_model_are_dashed_and_those_of_the_paper_hollow() -> None:
-    costs = [Cost(name, "tiny", 0, 2.0, 1.0, 64, 10**9, {"none": 10**9}, {"none": 1}) for name in ("retnet", "h3")]
-    shown = read(table4.draw(costs, Assumptions("none", "GB", 14.0, (1,), (1,))))
+    costs = [
+        Cost(name, "tiny", 0, 2.0, 1.0, 64, 10**9, {"none": 10**9}, {"none": 0}, {"none": 1})
+        for name in ("retnet", "h3")
+    ]
+    shown = read(table4.draw(costs, Assumptions("none", "GB", 14.0, (1,), (1,)), {}))
     drawn = [(part.look, part.scope) for part in (*shown.panels[0].bars, *shown.legend)]
 
     assert len(drawn) == 8

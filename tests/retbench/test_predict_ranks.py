@@ -62,7 +62,8 @@ def test_what_table_4s_model_does_not_divide_is_what_each_of_two_ranks_has_whole
 
     of_two, of_one = (kept[degree, 3] - kept[degree, 2] for degree in (2, 1))  # of a layer
     stream = of.batch_size * of.seq_len * 128 * BF16_BYTES
-    assert 2 * of_two - of_one == pytest.approx(WHOLE[kind] * stream, rel=0.05)
+    more = (system, kind) == ("retnet", "none")  # RetNet keeps one more, about the gate
+    assert 2 * of_two - of_one == pytest.approx((WHOLE[kind] + more) * stream, rel=0.05)
     assert whole_bytes("13b", kind, 8192) == (WHOLE[kind] * 40 + WHOLE_AT_THE_HEAD) * 8192 * 5120 * 2
 
 
