@@ -101,7 +101,7 @@ def _notes(shown: Sequence[Record]) -> tuple[str, ...]:
     assert cell.learning is not None, "the records of this table were trained from scratch"
     rates = {record.cell.size: record.cell.learning.learning_rate for record in shown if record.cell.learning}
     return (
-        f"trained from scratch on {cell.learning.tokens} tokens of {cell.learning.corpus} by "
+        f"trained from scratch on {cell.learning.tokens:,} tokens of {cell.learning.corpus} by "
         f"{cell.learning.tokenizer}, length {cell.seq_len}, batch {cell.batch_size}; learning rates "
         f"{', '.join(f'{size} {rate:g}' for size, rate in rates.items())}, the same for all systems",
         "perplexity of a token over held-out documents of that corpus, in windows of the trained length; mean and half "

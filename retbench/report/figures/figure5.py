@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, NullLocator
 
 from models.sizes import SIZES
 from retbench.record import Record
@@ -46,10 +46,11 @@ def _draw_ours(ax: Axes, losses: Mapping[str, Losses], look: Mapping[str, Look])
             ax.plot(line, law.scale * line**-law.exponent.value, color=colour, linestyle=DASHES, label=label)
         else:
             ax.plot(of_system.parameters, of_system.means, color=colour, label=label)
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1e6:g}M"))
+    sizes = sorted({parameters for of_system in losses.values() for parameters in of_system.parameters})
+    ax.set_xticks(sizes, [f"{parameters / 1e6:.2g}M" for parameters in sizes])
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
-    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.xaxis.set_minor_locator(NullLocator())
     if losses:
         ax.legend()
     else:
@@ -77,7 +78,7 @@ def _words(shown: Sequence[Record], paper: Mapping[str, Any]) -> str:
         return f"Right, hollow: {paper['source']}."
     seeds = len({record.cell.seed for record in shown})
     return (
-        f"Left: {learning.tokens} tokens of {learning.corpus} by {learning.tokenizer}, {hardware_words(shown)}, "
+        f"Left: {learning.tokens:,} tokens of {learning.corpus} by {learning.tokenizer}, {hardware_words(shown)}, "
         f"{seeds} seed{'s' * (seeds > 1)}, a point a run; dashed: fitted power laws of the parameters without "
         "embedding and head. "
         f"Right, hollow: {paper['source']}."

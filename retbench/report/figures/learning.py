@@ -5,6 +5,7 @@ from statistics import mean
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from retbench.learning.run import ORDERS
 from retbench.record import Record
@@ -33,6 +34,7 @@ def draw(records: Sequence[Record]) -> Figure:
             _draw_curve(left, runs, look[name], name)
             _draw_positions(right, runs, look[name])
         left.set(title="training loss", xlabel="tokens read", ylabel="nats a token")
+        left.xaxis.set_major_formatter(EngFormatter(sep=""))
         right.set(title="held-out perplexity", xlabel="position in the document, from")
         figure.legend(loc="outside upper center", ncols=4)
         learning = learning_of(shown[0])

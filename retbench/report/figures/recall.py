@@ -46,7 +46,7 @@ def _words(shown: Sequence[Record]) -> str:
         return "no records"
     seeds = len({record.cell.seed for record in shown})
     return (
-        f"{shown[0].cell.size} models trained on {recall.tokens} generated tokens at the learning rate "
+        f"{shown[0].cell.size} models trained on {recall.tokens:,} generated tokens at the learning rate "
         f"{recall.learning_rate:g}, {hardware_words(shown)}. Points are means over {seeds} "
         f"seed{'s' * (seeds > 1)}, bars the range."
     )
