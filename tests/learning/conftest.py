@@ -2,10 +2,12 @@
 
 import json
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from models import linear
 from retbench.learning.corpus import Corpus, find_corpus
 from retbench.tokenizer import ByteTokenizer
 from tests.retbench.conftest import one_thread
@@ -27,6 +29,15 @@ class BeginningTokenizer(ByteTokenizer):
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         return [BEGIN] * special + super().encode(text)
+
+
+@pytest.fixture(autouse=True)
+def own_decisions(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a run decides about products does not outlive a test."""
+    monkeypatch.setattr(linear, "_decided", {})
+    linear.onednn_refusal.cache_clear()
+    yield
+    linear.onednn_refusal.cache_clear()
 
 
 def texts(count: int, seed: int = 0) -> list[str]:

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -32,16 +31,7 @@ from retbench.measure.train_step import Trainer
 from retbench.options import Grid
 from tests.learning.test_run import RUN
 
-pytestmark = pytest.mark.usefixtures("one_thread", "own_decisions")
-
-
-@pytest.fixture
-def own_decisions(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a run decides about products does not outlive a test."""
-    monkeypatch.setattr(linear, "_decided", {})
-    linear.onednn_refusal.cache_clear()
-    yield
-    linear.onednn_refusal.cache_clear()
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
