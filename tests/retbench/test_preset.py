@@ -121,7 +121,7 @@ def test_a_file_of_another_shape_is_refused(text: str, said: str, tmp_path: Path
         ({"name": '"Figure 6"'}, "step 1: name is 'Figure 6'; it must be words of small letters"),
         ({"takes": "90"}, "step 1: takes is 90; it must be a duration on two cores"),
         ({"minutes": '"1m"'}, "step 1: unknown key 'minutes'; keys are name, command, takes, budget, needs"),
-        ({"needs": '"gpu"'}, "step 1 (one): needs is 'gpu'; it must be an extra of retbench: text or eval"),
+        ({"needs": '"gpu"'}, "step 1 (one): needs is 'gpu'; it must be packages of retbench's extras"),
         ({"takes": '"1 minute"'}, "step 1 (one): takes '1 minute' is not a duration such as 3m"),
         ({"budget": '"soon"'}, "step 1 (one): budget 'soon' is not a duration such as 3m"),
         ({"budget": '"2m"'}, "step 1 (one): budget is 2m, longer than the 1m that the step takes"),

@@ -99,8 +99,8 @@ def test_a_dry_run_shows_the_steps_with_their_times_and_writes_nothing(run: Run,
 def test_a_package_that_a_step_needs_is_missed_before_anything_runs(
     run: Run, verbs: Verbs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Path("needy.toml").write_text(PRESET + 'needs = "text"\n', encoding="utf-8")
-    monkeypatch.setitem(EXTRAS, "text", ("no_such_package",))
+    Path("needy.toml").write_text(PRESET + 'needs = "no_such_package"\n', encoding="utf-8")
+    monkeypatch.setitem(EXTRAS, "no_such_package", "text")
     refused, planned = run(preset="needy.toml"), run("--dry-run", preset="needy.toml")
     others = run("--only", "first,second", preset="needy.toml")
 
