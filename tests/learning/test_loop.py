@@ -211,7 +211,7 @@ def test_how_products_are_computed_is_kept(run: Run, tmp_path: Path, monkeypatch
     ("loss", "words"),
     [
         (float("nan"), "diverged, step 3: the loss is nan"),
-        (9.0, "diverged, step 3: the loss is 9.00, a uniform guess has 5.55"),
+        (9.7, "diverged, step 3: the loss is 9.70, a uniform guess has 5.55"),
     ],
 )
 def test_a_run_that_diverges_stops_with_a_result(
