@@ -151,7 +151,7 @@ def main_setting(records: Sequence[Record]) -> list[Record]:
         settings: dict[Cell, list[Record]] = {}
         for record in records:
             if record.machine == machine:
-                cell = replace(record.cell, system="", backend="auto", form="auto")
+                cell = replace(record.cell.requested, system="")
                 settings.setdefault(cell, []).append(record)
         best: list[Record] = max(settings.values(), key=_size_of_setting)
         kept += best

@@ -148,7 +148,7 @@ def _default_size(device: Device) -> str:
         return CPU_SIZE
     budget, fitting = STATE_SHARE * device.free_bytes(), ["tiny"]
     for name in list(SIZES)[: list(SIZES).index("1.3b") + 1]:
-        parameters = 12 * SIZES[name].d_model ** 2 * SIZES[name].n_layers + 2 * 32000 * SIZES[name].d_model
+        parameters = SIZES[name].layer_parameters + 2 * 32000 * SIZES[name].d_model
         fitting += [name] * (STATE_BYTES * parameters <= budget)
     return fitting[-1]
 

@@ -10,6 +10,11 @@ class Size:
     d_model: int
     n_layers: int
 
+    @property
+    def layer_parameters(self) -> int:
+        """Those of all layers, within 1 %; embedding and head are not among them."""
+        return 12 * self.d_model**2 * self.n_layers
+
 
 SIZES = {
     "nano": Size(128, 1),
@@ -23,3 +28,8 @@ SIZES = {
     "6.7b": Size(4096, 32),
     "13b": Size(5120, 40),
 }
+
+
+def rank(size: str) -> int:
+    """The place of a size among all, the smallest first; -1 for what is none of them."""
+    return list(SIZES).index(size) if size in SIZES else -1

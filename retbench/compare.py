@@ -88,7 +88,7 @@ def load(path: Path) -> dict[Matched, Record]:
         raise UsageError(f"{path} holds no records")
     found: dict[Matched, Record] = {}
     for record in latest(records).values():
-        matched = record.experiment, requested(record.cell)
+        matched = record.experiment, record.cell.requested
         other = found.setdefault(matched, record)
         if other is not record:
             commits = " and ".join(str(one.environment.get("commit"))[:12] for one in (other, record))
@@ -97,11 +97,6 @@ def load(path: Path) -> dict[Matched, Record]:
                 "environments that differ: name a file with one of them"
             )
     return found
-
-
-def requested(cell: Cell) -> Cell:
-    """The cell without what was chosen when it ran."""
-    return replace(cell, backend="auto", form="auto")
 
 
 def compare(before: dict[Matched, Record], after: dict[Matched, Record]) -> Comparison:

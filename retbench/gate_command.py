@@ -19,7 +19,7 @@ import typer
 
 from retbench import options
 from retbench.compare import Format as FormatName
-from retbench.compare import check_format, load, requested
+from retbench.compare import check_format, load
 from retbench.devices import Device
 from retbench.environment import NOT_IDENTIFYING
 from retbench.errors import UsageError
@@ -140,7 +140,7 @@ def _courses(cells: Sequence[Cell], baseline: Path | None, head: "Version") -> "
 
     if baseline is None:
         return [Course(cell, Side(), Side()) for cell in cells]
-    stored = {requested(record.cell): record for (name, _), record in load(baseline).items() if name == "gate"}
+    stored = {record.cell.requested: record for (name, _), record in load(baseline).items() if name == "gate"}
     if not stored:
         raise UsageError(f"{baseline} holds no records of a gate; make it by --update-baseline")
     for record in stored.values():

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from retbench.compare import Format, check_format, requested
+from retbench.compare import Format, check_format
 from retbench.errors import UsageError
 from retbench.record import Record
 from retbench.spec import Cell
@@ -87,7 +87,7 @@ def histories(path: Path) -> tuple[list[History], tuple[str, ...]]:
     for record in sorted((one for some in contents for one in some.records), key=lambda one: one.created_at):
         if record.status == "ok" and "reference" in record.notes and record.samples.get("work_ns"):
             machine = str(record.environment.get("machine"))
-            series.setdefault((requested(record.cell), machine, record.notes.get("reference")), []).append(record)
+            series.setdefault((record.cell.requested, machine, record.notes.get("reference")), []).append(record)
     if not series:
         raise UsageError(f"{path} holds no runs of a gate; retbench gate stores them")
     found = []

@@ -123,7 +123,12 @@ class Cell:
     @property
     def setting(self) -> Self:
         """What cells that are compared with each other share: all but the system and what comes with it."""
-        return replace(self, system="", chunk_size=None, backend="auto", form="auto")
+        return replace(self.requested, system="", chunk_size=None)
+
+    @property
+    def requested(self) -> Self:
+        """The cell without what was chosen when it ran."""
+        return replace(self, backend="auto", form="auto")
 
     def to_dict(self) -> dict[str, Any]:
         """What JSON can hold, for requests, records and keys; fields that came later are left out where not set."""

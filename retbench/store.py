@@ -13,10 +13,8 @@ from pathlib import Path
 from typing import Literal
 
 from retbench.errors import UsageError
+from retbench.locks import lock
 from retbench.record import NewerError, Record
-
-if sys.platform != "win32":
-    import fcntl
 
 
 class StoreError(UsageError):
@@ -128,8 +126,7 @@ class Store:
 def _locked(path: Path, mode: Literal["rb", "rb+", "ab+"]) -> Iterator[FileIO]:
     """The file without a buffer, for this process alone ("rb": for readers), so that no half-written line is seen."""
     with path.open(mode, buffering=0) as file:
-        if sys.platform != "win32":
-            fcntl.flock(file, fcntl.LOCK_SH if mode == "rb" else fcntl.LOCK_EX)
+        lock(file, shared=mode == "rb")
         yield file
 
 

@@ -49,7 +49,7 @@ class Cuda:
         budget = 0.9 * self.free_bytes()
         fitting = ["tiny"]
         for name, size in SIZES.items():
-            weights = 2 * (12 * size.d_model**2 * size.n_layers + 2 * 32000 * size.d_model)
+            weights = 2 * (size.layer_parameters + 2 * 32000 * size.d_model)
             cache = 2 * 2 * 8 * 8192 * size.d_model * size.n_layers
             if name != "13b" and weights + cache < budget:
                 fitting.append(name)

@@ -13,10 +13,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from retbench.environment import NOT_IDENTIFYING
 from retbench.errors import UsageError
+from retbench.locks import lock, try_lock
 from retbench.spec import Cell, Checkpointing, Dtype, Loss, Schedule, Training
-
-if sys.platform != "win32":
-    import fcntl
 
 if TYPE_CHECKING:
     from retbench.learning.batches import Batches
@@ -154,14 +152,11 @@ def claimed(folder: Path, waits: Callable[[], None] | None = None) -> Iterator[N
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("ab") as file:
-        if sys.platform != "win32":
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                if waits is None:
-                    raise TakenError(f"{folder}: another process is training this run") from error
-                waits()
-                fcntl.flock(file, fcntl.LOCK_EX)
+        if not try_lock(file):
+            if waits is None:
+                raise TakenError(f"{folder}: another process is training this run")
+            waits()
+            lock(file)
         yield
 
 

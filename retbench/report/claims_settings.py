@@ -4,7 +4,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from models.sizes import SIZES
+from models.sizes import SIZES, rank
 from retbench.evaluate.tasks import TASKS
 from retbench.record import Record
 from retbench.report.accuracy_tables import checkpoint_of
@@ -33,7 +33,7 @@ def settings(claim: Claim, records: Sequence[Record]) -> list[list[Record]]:
 
 def _setting(claim: Claim, record: Record) -> Setting:
     """What records that are compared agree in."""
-    cell = replace(record.cell, system="", chunk_size=None, backend="auto", form="auto")
+    cell = record.cell.setting
     if claim.measure == "over_batch":
         cell = replace(cell, batch_size=0)
     if claim.measure == "loss":
@@ -75,23 +75,18 @@ def _nearness(claim: Claim, group: Sequence[Record]) -> tuple[Any, ...]:
     if claim.judged == "each":
         compared = others >= set(claim.against)
     tokens = first.learning.tokens if first.learning else 0
-    large = not too_small(claim, group[0]), rank(group[0]), tokens, first.seq_len
+    large = not too_small(claim, group[0]), rank(first.size), tokens, first.seq_len
     batch_size = max(record.cell.batch_size for record in group)
     return compared, as_it_is, *large, plain, chunk == claim.chunk_size, chunk is None, batch_size, chunk or 0
 
 
 def too_small(claim: Claim, record: Record) -> str:
     """Why a record of this size and length decides nothing; empty where it can."""
-    if claim.from_size and rank(record) < list(SIZES).index(claim.from_size):
+    if claim.from_size and rank(record.cell.size) < list(SIZES).index(claim.from_size):
         return f"only {claim.from_size} and larger can decide"
     if claim.from_length and record.cell.seq_len < claim.from_length:
         return f"only length {claim.from_length} and more can decide"
     return ""
-
-
-def rank(record: Record) -> int:
-    """The place of the size among all, -1 for what has none."""
-    return list(SIZES).index(record.cell.size) if record.cell.size in SIZES else -1
 
 
 def tasks_of(group: Sequence[Record]) -> set[str]:

@@ -147,7 +147,7 @@ def _preset(cell: Cell) -> str | None:
     if learning is None:
         return None
     asked = replace(learning, data=(), vocabulary="")
-    wanted = replace(cell, backend="auto", form="auto", vocab_size=None, learning=asked)
+    wanted = replace(cell.requested, vocab_size=None, learning=asked)
     for name in presets():
         preset = replace(find_preset(name), corpus=asked.corpus, others=asked.others, tokens=asked.tokens)
         preset = replace(preset, dtype=cell.dtype, device=cell.device)
@@ -215,7 +215,7 @@ def _quoted(values: Sequence[Any]) -> str:
 
 def _case_lines(verb: str, records: Sequence[Record]) -> list[str]:
     """A case is run as a whole: first those that hold nothing but these cells, then those that hold what is left."""
-    wanted = {replace(record.cell, backend="auto", form="auto") for record in records}
+    wanted = {record.cell.requested for record in records}
     left, lines = set(wanted), list[str]()
     for threads, device, seed in sorted({(cell.threads, cell.device, cell.seed) for cell in wanted}, reverse=True):
         for quick in (False, True):

@@ -77,7 +77,7 @@ def current(records: Sequence[Record]) -> list[Record]:
     """The last record of each cell whatever the code and environment; one that was never tried replaces no other."""
     found: dict[object, Record] = {}
     for record in records:
-        cell = replace(record.cell, backend="auto", form="auto")
+        cell = record.cell.requested
         if record.status != "skipped" or cell not in found:
             found.pop(cell, None)  # the last one measured stands last
             found[cell] = record

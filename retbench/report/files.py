@@ -10,15 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
+from retbench.locks import lock, try_lock
 from retbench.report.beside import beside
 from retbench.report.exhibit import Drawn
 from retbench.report.figures import SUFFIXES, save
 from retbench.report.latex import to_latex
 from retbench.report.page import page
 from retbench.report.tables import Table, markdown_text, to_csv, to_markdown
-
-if sys.platform != "win32":
-    import fcntl
 
 MOST_ROWS = 1000  # of a table that people read; a browser would take long over more
 
@@ -160,7 +158,7 @@ def _locked(folder: Path) -> Iterator[None]:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):  # a folder on a network may have none
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            lock(descriptor)
         yield
     finally:
         os.close(descriptor)
@@ -175,12 +173,11 @@ def _abandoned(folder: Path) -> bool:
     except OSError:  # it has just gone
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+        return try_lock(descriptor)
+    except OSError:  # a folder on a network may have none
         return False
     finally:
         os.close(descriptor)
-    return True
 
 
 def _state(one: Drawn) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from models.sizes import SIZES
+from models.sizes import rank
 from retbench import __version__
 from retbench.predictions import MACHINE as MODEL
 from retbench.record import Record
@@ -116,8 +116,8 @@ def _verdicts(drawn: Sequence[Drawn]) -> str:
 def _filters(records: Sequence[Record]) -> str:
     """A group of check boxes for systems, sizes and machines."""
     known = Systems.of(records)
-    names = {"system": sorted(known.systems, key=place), "size": sorted(known.sizes, key=_rank),
-             "machine": known.machines}  # fmt: skip
+    sizes = sorted(known.sizes, key=lambda size: (rank(size) < 0, rank(size), size))  # last what is none
+    names = {"system": sorted(known.systems, key=place), "size": sizes, "machine": known.machines}
     groups = []
     for group, title in FILTERS.items():
         boxes = "".join(
@@ -127,11 +127,6 @@ def _filters(records: Sequence[Record]) -> str:
         )
         groups.append(f"<fieldset><legend>{title}</legend>{boxes}</fieldset>" if boxes else "")
     return "".join(groups)
-
-
-def _rank(size: str) -> tuple[int, str]:
-    """Sizes from the smallest on, then what has none."""
-    return list(SIZES).index(size) if size in SIZES else len(SIZES), size
 
 
 def _swatch(name: str, known: Systems) -> str:

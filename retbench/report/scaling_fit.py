@@ -144,7 +144,7 @@ def lead_at(one: Losses, other: Losses, parameters: float) -> Interval | None:
 def parameters_of(cell: Cell) -> int:
     """Those that a size gives to every system, without embedding and head: 12 d_model^2 a layer, within 1 %."""
     size = SIZES[cell.size]
-    return 12 * size.d_model**2 * (cell.n_layers or size.n_layers)
+    return replace(size, n_layers=cell.n_layers or size.n_layers).layer_parameters
 
 
 def main_setting(records: Sequence[Record]) -> list[Record]:

@@ -222,7 +222,7 @@ def measured_peaks(records: Sequence[Record], costs: Sequence[Cost], assumed: As
     for record in records:
         if record.status == "ok" and "peak_memory_bytes" in record.metrics:
             training = replace(record.cell.training or Training(), data_parallel=1)  # each GPU holds as much
-            cell = replace(record.cell, threads=1, backend="auto", form="auto", seed=0, mem_limit_bytes=None)
+            cell = replace(record.cell.requested, threads=1, seed=0, mem_limit_bytes=None)
             known[replace(cell, training=training)] = int(record.metrics["peak_memory_bytes"])
     wanted = {(cost.system, cost.size): _assumed_cell(cost, assumed) for cost in costs}
     return {row: known[cell] for row, cell in wanted.items() if cell in known}

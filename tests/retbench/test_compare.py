@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from retbench import record as record_module
-from retbench.compare import Change, compare, groups, load, requested
+from retbench.compare import Change, compare, groups, load
 from retbench.environment import ROOT
 from retbench.errors import UsageError
 from retbench.record import Record
@@ -25,7 +25,7 @@ def timed(scale: float = 1.0, **metrics: int) -> Record:
 
 
 def held(*records: Record) -> dict[Any, Record]:
-    return {(one.experiment, requested(one.cell)): one for one in records}
+    return {(one.experiment, one.cell.requested): one for one in records}
 
 
 def changes(before: Record, after: Record) -> dict[str, Change]:

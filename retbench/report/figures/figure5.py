@@ -62,7 +62,7 @@ def _draw_paper(
 ) -> None:
     """The paper's points by size, hollow."""
     ax.set(xscale="log", title="the paper's, estimated", xlabel="parameters", ylabel="validation perplexity")
-    parameters = [12 * SIZES[size].d_model ** 2 * SIZES[size].n_layers for size in sizes]
+    parameters = [SIZES[size].layer_parameters for size in sizes]
     for system, values in points.items():
         colour, marker = look[system].colour, look[system].marker
         label = f"{plain(system)}, paper"
