@@ -3,7 +3,7 @@
 import re
 import unicodedata
 
-from retbench.report.tables import Table, one_line
+from retbench.report.tables import Column, Table, one_line
 
 _SIGNS = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
@@ -28,7 +28,7 @@ def to_latex(table: Table) -> str:
     """
     shown = table.shown("terminal")
     sides = "".join("r" if table.columns[at].justify == "right" else "l" for at in shown)
-    head = " & ".join(_header(table.columns[at].header) for at in shown) + r" \\"
+    head = " & ".join(_header(table.columns[at]) for at in shown) + r" \\"
     body = [" & ".join(latex_text(row[at].text) for at in shown) + r" \\" for row in table.rows]
     title, lines = latex_text(table.title), list[str]()
     for start in range(0, max(len(body), 1), PAGE_ROWS):
@@ -60,8 +60,8 @@ def _known(sign: str) -> str:
     return "".join(_SIGNS.get(one, one) for one in plain) or "?"
 
 
-def _header(header: str) -> str:
+def _header(column: Column) -> str:
     """A header; one of several lines stands on the last of them."""
-    lines = [latex_text(line) for line in header.split("\n")]
+    lines = [latex_text(line) for line in column.lines]
     stacked = r" \\ ".join(lines)
     return lines[0] if len(lines) == 1 else rf"\begin{{tabular}}[b]{{@{{}}c@{{}}}}{stacked}\end{{tabular}}"

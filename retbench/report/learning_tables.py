@@ -48,7 +48,7 @@ def _perplexity(records: Sequence[Record], paper: Paper, title: str, conditions:
     corpora = corpora_of(records[0])
     columns = [
         Column("system", "system", justify="left"),
-        Column("parameters", "para-\nmeters"),
+        Column("parameters", "para\N{SOFT HYPHEN}\nmeters"),
         Column("seeds", "seeds"),
     ]
     for corpus, head in zip(corpora, ["in domain", *corpora[1:]], strict=True):

@@ -14,9 +14,9 @@ LEAST_SHOWN = 0.01  # GB
 KINDS = {
     "weights_bytes": "weights",
     "state_bytes": "cache,\nstate",
-    "gradients_bytes": "gra-\ndients",
-    "optimizer_bytes": "opti-\nmizer",
-    "activations_bytes": "activa-\ntions",
+    "gradients_bytes": "gra\N{SOFT HYPHEN}\ndients",
+    "optimizer_bytes": "opti\N{SOFT HYPHEN}\nmizer",
+    "activations_bytes": "activa\N{SOFT HYPHEN}\ntions",
 }
 SECTION = {"workload": "workload", "size": "size", "dtype": "dtype", "batch_size": "batch", "seq_len": "length"}
 MOVED = {
@@ -113,7 +113,7 @@ def _memory(rows: Sequence[Row]) -> list[Column]:
         for name, head in KINDS.items()
     ]
     return [
-        Column("parameters", "para-\nmeters"),
+        Column("parameters", "para\N{SOFT HYPHEN}\nmeters"),
         *kinds,
         Column("peak_memory_bytes", "peak\nGB", "bytes"),
         Column("fits", "fits", justify="left"),
@@ -124,7 +124,9 @@ def _work(rows: Sequence[Row], detail: Detail) -> list[Column]:
     return [
         Column("flops", "TFLOP", "FLOP", detail=detail),
         Column("moved_bytes", "moved\nGB", "bytes", detail=detail),
-        Column("exchanged_bytes", "exchan-\nged GB", "bytes", detail=detail if _any_ranks(rows) else "data"),
+        Column(
+            "exchanged_bytes", "exchan\N{SOFT HYPHEN}\nged GB", "bytes", detail=detail if _any_ranks(rows) else "data"
+        ),
         Column("roofline_ms", "roofline\nms", "ms", detail=detail),
         Column("bound_by", "bound by", justify="left", detail=detail),
         Column("longest_seq_len", "longest\nlength", "tokens", detail=detail),

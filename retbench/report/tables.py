@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TextIO
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+SOFT_HYPHEN = "\N{SOFT HYPHEN}"
 REASON_LENGTH = 160  # of a reason below a table; csv and json hold all of it
 Format = Literal["table", "md", "csv", "json"]
 Detail = Literal["terminal", "page", "data"]
@@ -28,7 +29,7 @@ UNBOUNDED = 10_000  # columns of the canvas: what is wider than the terminal sha
 class Column:
     """A column: ``name`` is its key in csv and json, ``unit`` that of its raw values, ``header`` is for people.
 
-    Line breaks in ``header`` serve narrow columns and count as blanks elsewhere.
+    Line breaks in ``header`` serve narrow columns and count as blanks elsewhere; after a soft hyphen one breaks a word.
     ``detail`` is the least detailed rendering that shows it: terminal, then page (Markdown), then data (csv, json).
     """
 
@@ -37,6 +38,16 @@ class Column:
     unit: str = ""
     justify: Justify = "right"
     detail: Detail = "terminal"
+
+    @property
+    def lines(self) -> list[str]:
+        """The header as narrow columns show it."""
+        return self.header.replace(SOFT_HYPHEN, "-").split("\n")
+
+    @property
+    def line(self) -> str:
+        """The header where there is room."""
+        return one_line(self.header.replace(f"{SOFT_HYPHEN}\n", "").replace("-\n", "-"))
 
 
 class Entry(NamedTuple):
@@ -113,7 +124,7 @@ def to_markdown(tables: Sequence[Table]) -> str:
 
 def _markdown(table: Table) -> str:
     shown = table.shown("terminal", "page")
-    heads = [one_line(table.columns[at].header.replace("-\n", "-")) for at in shown]
+    heads = [table.columns[at].line for at in shown]
     rule = ["---:" if table.columns[at].justify == "right" else ":---" for at in shown]
     body = [[markdown_text(row[at].text) for at in shown] for row in table.rows]
     lines = [f"### {markdown_text(table.title)}", ""]
@@ -141,7 +152,7 @@ def to_rich(table: Table, width: int) -> "RenderableType":
 
 def _header(table: Table, shown: list[int], widths: list[int]) -> "RenderableType":
     """The columns' headers, their last lines level."""
-    heads = [table.columns[at].header.split("\n") for at in shown]
+    heads = [table.columns[at].lines for at in shown]
     depth = max(len(lines) for lines in heads)
     lines = [[""] * (depth - len(lines)) + lines for lines in heads]
     rows = [tuple(Entry(None, column[level]) for column in lines) for level in range(depth)]
@@ -169,7 +180,7 @@ def _sections(table: Table) -> list[tuple[str, list[tuple[Entry, ...]]]]:
     keys = [at for at, column in enumerate(table.columns) if column.name in table.section]
     found: list[tuple[str, list[tuple[Entry, ...]]]] = []
     for row in table.rows:
-        heading = one_line(", ".join(f"{table.columns[at].header} {row[at].text}" for at in keys))
+        heading = one_line(", ".join(f"{table.columns[at].line} {row[at].text}" for at in keys))
         if not found or found[-1][0] != heading:
             found.append((heading, []))
         found[-1][1].append(row)
@@ -186,7 +197,7 @@ def _fitting(table: Table, width: int) -> list[int]:
 
 
 def _natural_widths(table: Table, shown: list[int]) -> list[int]:
-    words = [[*table.columns[at].header.split("\n"), *(row[at].text for row in table.rows)] for at in shown]
+    words = [[*table.columns[at].lines, *(row[at].text for row in table.rows)] for at in shown]
     return [max(len(one_line(word)) for word in column) for column in words]
 
 

@@ -88,8 +88,8 @@ def _memory_table(records: Sequence[Record], conditions: tuple[str, ...]) -> Tab
     """The peak and its parts, which add up to it."""
     known = [record for record in records if "peak_memory_bytes" in record.metrics]
     unit, size = memory_unit(record.metrics["peak_memory_bytes"] for record in known)
-    heads = {"weights": "weights", "gradients": "gradi-\nents", "optimizer": "opti-\nmizer"}
-    heads |= {"activations": "acti-\nvations", "logits": "logits", "rest": "rest"}
+    heads = {"weights": "weights", "gradients": "gradi\N{SOFT HYPHEN}\nents", "optimizer": "opti\N{SOFT HYPHEN}\nmizer"}
+    heads |= {"activations": "acti\N{SOFT HYPHEN}\nvations", "logits": "logits", "rest": "rest"}
     columns = (
         *_setting_columns(known),
         Column("peak_memory_bytes", f"peak\n{unit}", "bytes"),

@@ -62,6 +62,14 @@ def test_a_terminal_shows_sections_under_one_header_with_aligned_columns() -> No
     ]
 
 
+def test_a_word_that_is_broken_over_two_lines_is_whole_where_there_is_room() -> None:
+    columns = (Column("parameters", "para\N{SOFT HYPHEN}\nmeters"), Column("cache", "concat-\ncache"))
+    broken = Table("t", "Title", columns, ((Entry(1, "1"), Entry(2, "2")),), ())
+
+    assert rendered("table", broken, width=80).splitlines()[1:3] == [" para- concat-", "meters   cache"]
+    assert "| parameters | concat-cache |" in rendered("md", broken)
+
+
 def test_a_wide_terminal_shows_the_columns_of_a_page_too() -> None:
     assert "state" in rendered("table", table(), width=100)
     assert "state" not in rendered("table", table(), width=15)

@@ -89,4 +89,4 @@ def _side(column: Column) -> str:
 
 
 def _head(column: Column) -> str:
-    return "<br>".join(inert(line) for line in column.header.split("\n")) or "&nbsp;"
+    return "<br>".join(inert(line) for line in column.lines) or "&nbsp;"
