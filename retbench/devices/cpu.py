@@ -8,7 +8,9 @@ import re
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -16,6 +18,8 @@ from retbench.devices import MemoryPeak, Step
 from retbench.spec import Dtype
 
 if TYPE_CHECKING:
+    from torch.profiler import profile
+
     from models.language_model import State
 
 T = TypeVar("T")
@@ -96,23 +100,40 @@ class Cpu:
             with record_function(MEASURED):
                 run(prepared)
             high_water = int(re.findall(r"VmHWM:\s*(\d+) kB", _read("/proc/self/status"))[0]) * 1024
-        # FunctionEvents fold allocations into their operators and lose the order: read the raw events.
-        events = profiler.profiler.kineto_results.events()
-        begin = next(event.start_ns() for event in events if event.name() == MEASURED)
-        memory = sorted(((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"), key=lambda e: e[0])
-        live = peak = sum(nbytes for start_ns, nbytes in memory if start_ns < begin)
-        allocated = sum(nbytes for start_ns, nbytes in memory if start_ns >= begin and nbytes > 0)
-        for start_ns, nbytes in memory:
-            if start_ns >= begin:
-                live += nbytes
-                peak = max(peak, live)
-        return MemoryPeak(peak, {"vm_hwm_bytes": high_water, "allocated_bytes": allocated})
+        memory = memory_events(profiler, MEASURED)
+        counters = {"vm_hwm_bytes": high_water, "allocated_bytes": memory.allocated()}
+        return MemoryPeak(memory.before + memory.most_added(), counters)
 
     def faster_steps(self, model: object, state: "State") -> dict[str, Step]:
         return {}
 
     def energy_mj(self) -> float | None:
         return None
+
+
+@dataclass(frozen=True)
+class MemoryEvents:
+    """Bytes that were there when a span of a profile began, and what each allocation and release in it changed."""
+
+    before: int
+    changes: tuple[int, ...]
+
+    def most_added(self) -> int:
+        """Bytes more than before when most were there, 0 if there never were more."""
+        return max(accumulate(self.changes, initial=0))
+
+    def allocated(self) -> int:
+        return sum(nbytes for nbytes in self.changes if nbytes > 0)
+
+
+def memory_events(profiler: "profile", mark: str) -> MemoryEvents:
+    """What a profile with its memory saw while ``record_function(mark)``, of which there is one, was open."""
+    # FunctionEvents fold allocations into their operators and lose the order: read the raw events.
+    events = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
+    span = next(event for event in events if event.name() == mark)
+    memory = sorted(((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"), key=lambda e: e[0])
+    before = sum(nbytes for start_ns, nbytes in memory if start_ns < span.start_ns())
+    return MemoryEvents(before, tuple(n for start_ns, n in memory if span.start_ns() <= start_ns <= span.end_ns()))
 
 
 @contextmanager

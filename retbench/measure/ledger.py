@@ -16,6 +16,8 @@ from torch.utils._python_dispatch import (
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from retbench.measure.workspace import LIBRARIES, OURS, Call
+
 aten = torch.ops.aten
 READS_ROWS = (aten.embedding, aten.index, aten.index_select, aten.gather)  # as much as they write, of a larger tensor
 COLLECTIVES = ("c10d", "_c10d_functional")  # namespaces of what ranks do together
@@ -28,11 +30,13 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ``moved`` is what each operator reads and writes, as if nothing stayed in a cache between two of them. ``flops`` are
     those of matrix products, convolutions, attention (every pair of positions, seen or not, as torch counts) and FFTs.
     ``exchanged`` are bytes of the tensors that ranks reduce, gather or scatter together, each counted whole and once.
+    ``calls`` are those of operators that libraries compute, each with the most bytes that were live when it began.
     """
 
     def __init__(self, outside: Iterable[Tensor] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.live = self.peak = self.allocated = self.moved = self.flops = self.exchanged = 0
+        self.calls: dict[Call, int] = {}
         self._sizes = {storage._cdata: storage.nbytes() for storage in (x.untyped_storage() for x in outside)}
 
     def __enter__(self) -> Self:
@@ -60,6 +64,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         read = [leaf for leaf in tree_iter((args, kwargs)) if isinstance(leaf, Tensor)]
         packet = func._overloadpacket  # type: ignore[attr-defined]
+        began = self.live
         # Of a fake tensor torch would make another one, where a real one is only waited for.
         is_there = packet.__name__ == WAIT and isinstance(args[0], FakeTensor)
         out = args[0] if is_there else func(*args, **kwargs)
@@ -69,8 +74,11 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for tensor in written:
             self._count(tensor.untyped_storage())
         self.moved += _moved(func, packet, read, written)
-        if packet in FLOPS:
-            self.flops += int(FLOPS[packet](*args, **kwargs, out_val=out))
+        flops = int(FLOPS[packet](*args, **kwargs, out_val=out)) if packet in FLOPS else 0
+        self.flops += flops
+        if packet in LIBRARIES or func.namespace == OURS:  # type: ignore[attr-defined]
+            call = Call.of(func, (args, kwargs), flops)
+            self.calls[call] = max(began, self.calls.get(call, 0))
         if func.namespace in COLLECTIVES and packet.__name__ not in (WAIT, WRAP):  # type: ignore[attr-defined]
             self.exchanged += max((tensor.nbytes for tensor in (*read, *written)), default=0)
         return out

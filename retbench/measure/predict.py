@@ -18,6 +18,7 @@ from retbench.measure.ledger import Ledger
 from retbench.measure.ranks import first_of, share_
 from retbench.measure.split import split_step
 from retbench.measure.train_step import Trainer
+from retbench.measure.workspace import peak_with_workspaces
 from retbench.spec import Cell, Training
 
 UNCOUNTABLE = 2**62  # bytes of a tensor whose size torch cannot express: more than any memory
@@ -48,9 +49,13 @@ class Predictor:
     the CPU: faking a CUDA device aborts or silently replaces fused attention.
     """
 
-    def __init__(self, cell: Cell, native: bool = True) -> None:
-        """``native``: whether a step on a CPU is native code where it can be."""
+    def __init__(self, cell: Cell, native: bool = True, ask: bool = False) -> None:
+        """``native``: whether a step on a CPU is native code where it can be.
+
+        ``ask``: whether peaks hold what operators take for themselves on this machine's CPU, which are run for it.
+        """
         self.cell = cell
+        self._ask = ask and cell.device == "cpu"
         self._native = native and cell.device == "cpu"
         torch.set_default_dtype(TORCH_DTYPES[cell.dtype])
         torch.set_num_threads(cell.threads)  # each has memory of its own in a native step
@@ -123,7 +128,7 @@ class Predictor:
             "optimizer_bytes": optimizer_bytes,
             **{f"{kind}_bytes": nbytes for kind, nbytes in kinds.items()},
             "most_activations_bytes": live.most("activations", "logits"),
-            "peak_memory_bytes": weights_bytes + optimizer_bytes + live.peak,
+            "peak_memory_bytes": weights_bytes + optimizer_bytes + self._peak(live),
             "step_moved_bytes": live.moved,
             "step_exchanged_bytes": live.exchanged,
             "step_flops": live.flops,
@@ -139,7 +144,7 @@ class Predictor:
                 ledger.hold([tokens])
                 forward_backward(model, tokens)
         return {
-            "peak_memory_bytes": model.weights_bytes() + ledger.peak,
+            "peak_memory_bytes": model.weights_bytes() + self._peak(ledger),
             "step_moved_bytes": ledger.moved,
             "step_flops": ledger.flops,
         }
@@ -201,7 +206,7 @@ class Predictor:
             ledger.hold(state.tensors())
             model.step(token, state)
         work = (ledger.allocated - held, ledger.moved, ledger.flops)
-        return Counts(ledger.peak - state.nbytes, state.nbytes, must_move, *work)
+        return Counts(self._peak(ledger) - state.nbytes, state.nbytes, must_move, *work)
 
     def _prefill(self, model: LanguageModel, seq_len: int, batch_size: int) -> Counts:
         with self._fake, torch.no_grad():
@@ -210,12 +215,15 @@ class Predictor:
             with Ledger([*model.parameters(), *model.buffers(), tokens]) as ledger:
                 _, state = model.prefill(tokens)
             work = (ledger.allocated - state.nbytes, ledger.moved, ledger.flops)
-            return Counts(ledger.peak - state.nbytes, state.nbytes, 0, *work)
+            return Counts(self._peak(ledger) - state.nbytes, state.nbytes, 0, *work)
+
+    def _peak(self, ledger: Ledger) -> int:
+        return peak_with_workspaces(ledger.peak, ledger.calls) if self._ask else ledger.peak
 
 
 def predict(cell: Cell) -> Prediction:
     """Bytes and operations of what the cell's workload measures: of decode and prefill, or of training."""
-    predictor, point = Predictor(cell), (cell.seq_len, cell.batch_size)
+    predictor, point = Predictor(cell, ask=True), (cell.seq_len, cell.batch_size)
     weights = predictor.weights()
     if cell.workload in ("train_step", "train_tokens"):
         return weights | (predictor.train(*point) if cell.training else predictor.forward_backward(*point))

@@ -12,6 +12,7 @@ from retbench.report.claims_settings import kind, tasks_of
 from retbench.report.frame import mean_over_positions
 from retbench.report.growth import byte_growth
 from retbench.report.learning_scores import Pairs, difference, in_domain
+from retbench.report.pairs import time_ratio
 from retbench.statistics import Interval, mean_interval
 
 MORE_IS_BETTER = ("tokens_per_s", "tokens_per_s_mean")
@@ -20,13 +21,19 @@ Found = tuple[Interval | None, dict[str, Interval]]  # of the system itself, and
 
 
 def _advantage(claim: Claim, group: Sequence[Record]) -> Found:
-    """Over each baseline; the interval spans the far ends of both sides."""
+    """Over each baseline: of optimizer steps in turn the ratio in pairs, else between the far ends of both sides."""
     mine, theirs = _by_system(claim, group, lambda record: _positive(record, claim.metric))
     if mine is None:
         return None, {}
-    if claim.metric in MORE_IS_BETTER:
-        return None, {name: ratio(mine, other) for name, other in theirs.items()}
-    return None, {name: ratio(other, mine) for name, other in theirs.items()}
+    records = {record.cell.system: record for record in group}
+
+    def over(name: str, other: Interval) -> Interval:
+        if claim.metric not in MORE_IS_BETTER:
+            return ratio(other, mine)
+        in_turn = time_ratio(records[name], records[claim.system], "step_ns")  # of the same tokens
+        return in_turn or ratio(mine, other)
+
+    return None, {name: over(name, other) for name, other in theirs.items()}
 
 
 def _saving(claim: Claim, group: Sequence[Record]) -> Found:

