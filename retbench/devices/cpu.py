@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from retbench.devices import MemoryPeak, Step
 from retbench.spec import Dtype
@@ -129,7 +129,7 @@ class MemoryEvents:
 def memory_events(profiler: "profile", mark: str) -> MemoryEvents:
     """What a profile with its memory saw while ``record_function(mark)``, of which there is one, was open."""
     # FunctionEvents fold allocations into their operators and lose the order: read the raw events.
-    events = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
+    events: list[Any] = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
     span = next(event for event in events if event.name() == mark)
     memory = sorted(((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"), key=lambda e: e[0])
     before = sum(nbytes for start_ns, nbytes in memory if start_ns < span.start_ns())

@@ -52,6 +52,16 @@ def test_marked_parts_become_what_they_name_and_the_rest_stays(readme: Path) -> 
     assert (readme.parent / "reports" / "inference" / "figure6.svg").exists()
 
 
+@pytest.mark.parametrize("table", ["table5", "table6"])
+def test_every_system_of_the_committed_tables_is_below_the_n_grams_of_the_same_tokens(table: str) -> None:
+    (drawn,) = (ROOT / REPORTS).glob(f"*/{table}.md")
+    text = drawn.read_text()
+
+    assert "all systems are below the unigram in domain" in text
+    assert "all systems are below the 5-gram in domain" in text
+    assert "NOT below" not in text
+
+
 def test_reports_that_cannot_be_put_in_place_are_the_earlier_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
