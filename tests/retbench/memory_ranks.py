@@ -15,7 +15,7 @@ from retbench.measure.split import split_step
 from retbench.measure.train_step import Trainer
 from retbench.spec import Cell, Training
 
-STEPS = 5  # counted: a thread of Gloo's may let go of what it reduced a moment late, but rarely in each
+STEPS = 3  # counted: a thread of Gloo's may let go of what it reduced a moment late, but rarely in each
 
 
 def run(rank: int, world: int, folder: str, cells: list[Cell]) -> None:
