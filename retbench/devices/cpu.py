@@ -6,7 +6,7 @@ import os
 import platform
 import re
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -100,7 +100,7 @@ class Cpu:
             with record_function(MEASURED):
                 run(prepared)
             high_water = int(re.findall(r"VmHWM:\s*(\d+) kB", _read("/proc/self/status"))[0]) * 1024
-        memory = memory_events(profiler, MEASURED)
+        (memory,) = memory_events(profiler, [MEASURED])
         counters = {"vm_hwm_bytes": high_water, "allocated_bytes": memory.allocated()}
         return MemoryPeak(memory.before + memory.most_added(), counters)
 
@@ -126,14 +126,18 @@ class MemoryEvents:
         return sum(nbytes for nbytes in self.changes if nbytes > 0)
 
 
-def memory_events(profiler: "profile", mark: str) -> MemoryEvents:
-    """What a profile with its memory saw while ``record_function(mark)``, of which there is one, was open."""
+def memory_events(profiler: "profile", marks: Sequence[str]) -> list[MemoryEvents]:
+    """What a profile with its memory saw while each ``record_function(mark)``, of which there is one, was open."""
     # FunctionEvents fold allocations into their operators and lose the order: read the raw events.
     events: list[Any] = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
-    span = next(event for event in events if event.name() == mark)
     memory = sorted(((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"), key=lambda e: e[0])
-    before = sum(nbytes for start_ns, nbytes in memory if start_ns < span.start_ns())
-    return MemoryEvents(before, tuple(n for start_ns, n in memory if span.start_ns() <= start_ns <= span.end_ns()))
+    spans = {event.name(): (event.start_ns(), event.end_ns()) for event in events if event.name() in marks}
+
+    def seen(begin_ns: int, end_ns: int) -> MemoryEvents:
+        before = sum(nbytes for ns, nbytes in memory if ns < begin_ns)
+        return MemoryEvents(before, tuple(nbytes for ns, nbytes in memory if begin_ns <= ns <= end_ns))
+
+    return [seen(*spans[mark]) for mark in marks]
 
 
 @contextmanager

@@ -113,4 +113,4 @@ def _asked(calls: Iterable[Call]) -> list[int]:
             marks.append(f"retbench: call {place}")
             with record_function(marks[-1]):
                 run()
-    return [memory_events(profiler, mark).most_added() for mark in marks]
+    return [memory.most_added() for memory in memory_events(profiler, marks)]
