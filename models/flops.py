@@ -8,6 +8,7 @@ pass (one product for the input's gradient, one for the weight's), whatever it c
 # T positions, D model dim, H heads, K key dim, V value dim, C chunk size
 
 from models.config import Config
+from models.retention import chunkwise_flops
 from models.retnet import RetNetConfig
 from models.transformer import TransformerConfig
 
@@ -17,8 +18,7 @@ def forward_flops(config: Config, seq_len: int, logits: int) -> int:
 
     Each layer: 2 T (mixer's + FFN's parameters), plus what mixes positions:
     attention  2 H (K + V) for each of the T (T + 1) / 2 pairs of a query and what it sees;
-    retention  in chunks of C: the same for the pairs within a chunk, and 4 H K V for each of T positions, half of it
-               to read the state, half to add to it.
+    retention  in chunks of C: ``retention.chunkwise_flops``.
     Head: 2 D vocab_size for each of ``logits``.
     """
     matrices = 2 if config.ffn == "gelu" else 3
@@ -29,14 +29,8 @@ def forward_flops(config: Config, seq_len: int, logits: int) -> int:
 
 def _mixing_flops(config: Config, seq_len: int) -> int:
     if isinstance(config, TransformerConfig):
-        return 2 * config.n_heads * 2 * config.d_head * _pairs(seq_len)
+        pairs = seq_len * (seq_len + 1) // 2  # of a position and what it sees of the others and itself
+        return 2 * config.n_heads * 2 * config.d_head * pairs
     if isinstance(config, RetNetConfig):
-        whole, rest = divmod(seq_len, config.chunk_size)
-        pairs = whole * _pairs(config.chunk_size) + _pairs(rest)
-        return config.n_heads * (2 * (config.d_k + config.d_v) * pairs + 4 * config.d_k * config.d_v * seq_len)
+        return sum(chunkwise_flops(config.n_heads, seq_len, config.d_k, config.d_v, config.chunk_size))
     raise NotImplementedError(f"no formula for the operations of {config.system}")
-
-
-def _pairs(length: int) -> int:
-    """Positions and what each sees of the others and itself."""
-    return length * (length + 1) // 2

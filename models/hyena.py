@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 SYSTEMS = {"hyena": {"summary": "Hyena of order 2, decode by a cached convolution"}}
 
 SHORT = 3  # taps of the short convolution
+SEGMENT = 512  # positions of a cache's filter that are computed at once, more where there would be many segments
+MOST_SEGMENTS = 8  # each takes some thirty calls, which a GPU waits for
 
 
 @dataclass(frozen=True)
@@ -53,14 +55,13 @@ class HyenaConfig(Config):
         return 4 * d_model * (d_model + 1) + 3 * d_model * (SHORT + 1) + network + d_model
 
 
-def position_features(n_features: int, l_max: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Of positions 0 .. T - 1: features (T, E) and time (T,), 0 at the first and 1 at the last of l_max; float64.
+def position_features(n_features: int, l_max: int, position: Tensor) -> tuple[Tensor, Tensor]:
+    """Of positions (T,) float64: features (T, E) and time (T,), 0 at position 0 and 1 at the last of l_max; float64.
 
     The features are time, then cosine and minus sine of 2 pi position / l_max times frequencies from 1e-4 up.
     """
     bands = (n_features - 1) // 2
-    position = torch.arange(length, dtype=torch.float64, device=device)
-    frequencies = torch.linspace(1e-4, bands - 1, bands, dtype=torch.float64, device=device)
+    frequencies = torch.linspace(1e-4, bands - 1, bands, dtype=torch.float64, device=position.device)
     angles = 2 * math.pi / l_max * position[:, None] * frequencies  # (T, bands)
     time = position / (l_max - 1)
     return torch.cat((time[:, None], angles.cos(), -angles.sin()), dim=1), time
@@ -97,8 +98,26 @@ class HyenaFilter(Float32Module):
 
     def forward(self, length: int) -> Tensor:
         """(D, T) in the dtype of the parameters, of the channels of this rank."""
+        return self._network(self._positions(0, length)) + F.pad(self.D[:, None], (0, length - 1))
+
+    @torch.no_grad()
+    def newest_last(self, length: int) -> Tensor:
+        """The same without a gradient in the order in which a cache is read, in little more memory than it takes."""
+        filter = self.D.new_empty(self.D.shape[0], length)
+        segment = max(SEGMENT, -(-length // MOST_SEGMENTS))
+        for start in range(0, length, segment):
+            end = min(start + segment, length)
+            filter[:, start:end] = self._network(self._positions(length - end, length - start).flip(0))
+        filter[:, -1] += self.D
+        return filter
+
+    def _positions(self, start: int, end: int) -> Tensor:
+        return torch.arange(start, end, dtype=torch.float64, device=self.D.device)
+
+    def _network(self, position: Tensor) -> Tensor:
+        """The filter (D, T) at positions (T,), but for D."""
         config, dtype = self.config, self.D.dtype
-        features, time = position_features(config.filter_features, config.l_max, length, self.D.device)
+        features, time = position_features(config.filter_features, config.l_max, position)
         hidden = features.to(dtype)  # (T, E)
         for linear in self.hidden:
             hidden = torch.sin(self.frequency * linear(hidden))  # (T, width)
@@ -107,7 +126,7 @@ class HyenaFilter(Float32Module):
             hidden = summed_gradient(hidden, self.mesh)
             rates = rates.chunk(self.mesh.size())[self.mesh.get_local_rank()]
         window = (-rates[:, None] * time).to(dtype).exp()  # (D, T)
-        return self.output.weight @ hidden.mT * window + F.pad(self.D[:, None], (0, length - 1))
+        return self.output.weight @ hidden.mT * window
 
 
 class ShortConvolution(Float32Module):
@@ -222,7 +241,7 @@ class HyenaMixer(Mixer):
         d_model = skip.shape[0]
         return HyenaState(
             read=skip.new_zeros(d_model, batch_size, max_seq_len),
-            filter=self._newest_last(max_seq_len),
+            filter=self.filter.newest_last(max_seq_len),
             past=skip.new_zeros(3 * d_model, batch_size, SHORT - 1),
         )
 
@@ -244,14 +263,9 @@ class HyenaMixer(Mixer):
         if end > kept.capacity:
             capacity = max(end, min(2 * kept.capacity, self.filter.config.l_max))
             kept.read = F.pad(kept.read, (0, capacity - kept.capacity))
-            kept.filter = self._newest_last(capacity)
+            kept.filter = self.filter.newest_last(capacity)
         kept.read[..., start:end] = z
         return kept.read[..., :end]
-
-    def _newest_last(self, length: int) -> Tensor:
-        """The filter (D, T) in the order in which a cache is read."""
-        filter: Tensor = self.filter(length)
-        return filter.flip(-1)
 
 
 class Hyena(LanguageModel):

@@ -1,6 +1,7 @@
-"""Linear layers whose float32 products oneDNN computes where it is faster than torch's default on this processor.
+"""Linear layers that leave a product to something faster than torch's default where this processor has it.
 
-torch's default, MKL, uses less than AVX-512 on some processors that have it, which halves its speed.
+In float32 that is oneDNN: torch's default, MKL, uses less than AVX-512 on some processors that have it, which halves
+its speed. In bfloat16 it is our own code for the gradient of the weights, whose operands libraries have to turn first.
 """
 
 # N rows, I input channels, O output channels
@@ -13,8 +14,12 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from models import probe
+from models.native import tiles
+from models.native.library import is_switched_off
+from models.native.weight_gradient import MULTIPLE, weight_gradient
 
 LEAST_ROWS = 64  # below, putting the weights in oneDNN's order takes longer than it saves
 PROBED = (256, 1024, 1024)  # N, I, O
@@ -23,25 +28,57 @@ LEAST_GAIN = 1.2  # oneDNN is as fast as MKL, within 15 %, or 1.5 to 2.2 times a
 
 
 class Linear(nn.Linear):
-    """nn.Linear; products of float32 on a CPU take the faster library, in training too."""
+    """nn.Linear; products on a CPU take the faster code, in training too."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., I) -> (..., O)"""
-        # A DTensor or a fake tensor is for torch's own operators.
-        wanted = (
-            type(x) is Tensor
-            and x.dtype == self.weight.dtype == torch.float32
-            and x.device.type == "cpu"
-            and self.bias is None
-        )
-        if not wanted or x.numel() < LEAST_ROWS * self.in_features:
+        if type(x) not in (Tensor, FakeTensor) or self.bias is not None:  # a DTensor is for torch's own operators
             return super().forward(x)
-        if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
-            return super().forward(x)
-        if onednn_refusal(torch.get_num_threads()) is not None:
-            return super().forward(x)
-        rows: Tensor = _Product.apply(x.reshape(-1, self.in_features), self.weight)  # type: ignore[no-untyped-call]
-        return rows.view(*x.shape[:-1], self.out_features)
+        rows = x.reshape(-1, self.in_features)  # of a slice torch would make a batch, with copies of the weights
+        product = self._faster_product(rows)
+        out: Tensor = product.apply(rows, self.weight) if product else super().forward(rows)
+        return out.view(*x.shape[:-1], self.out_features)
+
+    def _faster_product(self, x: Tensor) -> "type[_Product] | type[_NativeGradient] | None":
+        if torch.is_autocast_enabled("cpu"):
+            return None
+        if _is_native(x, self.weight):
+            return _NativeGradient if torch.is_grad_enabled() and self.weight.requires_grad else None
+        is_float = x.dtype == self.weight.dtype == torch.float32 and x.device.type == "cpu"
+        if not is_float or type(x) is not Tensor or torch.compiler.is_compiling() or len(x) < LEAST_ROWS:
+            return None
+        return _Product if onednn_refusal(torch.get_num_threads()) is None else None
+
+
+def _is_native(x: Tensor, weight: Tensor) -> bool:
+    """Whether the gradient of ``weight`` (O, I) can be native for an input (N, I)."""
+    is_bf16 = x.dtype == weight.dtype == torch.bfloat16 and x.device.type == "cpu"
+    if not is_bf16 or len(x) < LEAST_ROWS or any(channels % MULTIPLE for channels in weight.shape):
+        return False
+    return not is_switched_off() and _has_tiles()
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _has_tiles() -> bool:
+    """Of this process, once and for all: else a compiler would read through what builds the library."""
+    return tiles.refusal() is None
+
+
+class _NativeGradient(torch.autograd.Function):
+    """x (N, I), weight (O, I) -> x W^T (N, O), by torch but for the gradient of the weights"""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.linear(x, weight)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, weight = cast(tuple[Tensor, Tensor], ctx.saved_tensors)  # type: ignore[attr-defined]
+        of_x, of_weight = cast(tuple[bool, bool], ctx.needs_input_grad)  # type: ignore[attr-defined]
+        (out,) = gradients  # (N, O)
+        of_weights = weight_gradient(out.contiguous(), x.contiguous())[0] if of_weight else None
+        return out @ weight if of_x else None, of_weights
 
 
 class _Product(torch.autograd.Function):

@@ -69,6 +69,17 @@ def scale_rows(out: Tensor, decay_scales: Tensor) -> Tensor:
     return values / torch.maximum(row_sums.abs(), decay_scales[..., None].to(out.dtype))
 
 
+def chunkwise_flops(n_heads: int, length: int, d_k: int, d_v: int, chunk_size: int) -> tuple[int, int]:
+    """Operations that the chunkwise form must make of one sequence: for the pairs within chunks, and for the state.
+
+    2 (K + V) for each pair of a position and what it sees of its chunk; 4 K V for each position, half of it to read the
+    state, half to add to it.
+    """
+    whole, rest = divmod(length, chunk_size)
+    pairs = (whole * chunk_size * (chunk_size + 1) + rest * (rest + 1)) // 2
+    return n_heads * 2 * (d_k + d_v) * pairs, n_heads * 4 * d_k * d_v * length
+
+
 def parallel(q: Tensor, k: Tensor, v: Tensor, log_gamma: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """Parallel form, eq. 5, after a prefix whose state is given.
 

@@ -15,7 +15,10 @@ from models import fla, retention
 from models.config import Config, require_divisible
 from models.language_model import Constant, LanguageModel, LayerState, Mixer, Positions, state_dtype
 from models.linear import Linear
+from models.native import chunkwise as native
+from models.native import tiles
 from models.native.decoder import MixerShape
+from models.native.gated_norm import gated_norm
 from models.parallel import Split, summed_gradient
 from models.rotary import rotate
 
@@ -65,7 +68,7 @@ class RetNetConfig(Config):
     group_norm_affine: bool = False  # one weight over the value dim, shared by all heads
     chunk_size: int = 256
     form: Form = "chunkwise"
-    retention: Literal["auto", "torch", "fla"] = "auto"  # auto: fla-core on CUDA where its probe agrees
+    retention: Literal["auto", "torch", "fla"] = "auto"  # auto: AMX in bf16, fla-core on CUDA where its probe agrees
 
     def __post_init__(self) -> None:
         if min(self.chunk_size, self.value_factor, self.heads_factor) < 1:
@@ -151,8 +154,32 @@ class MultiScaleRetention(Mixer):
     def forward(self, x: Tensor, positions: Positions, state: LayerState | None = None) -> Tensor:
         """x (B, T, D) -> (B, T, D) in the form that the positions name."""
         shared, kept = cast(RetentionPositions, positions), cast(RetentionState | None, state)
-        q, k, v = self._qkv(x, shared)
         memory = kept.memory if kept else self._empty(x.shape[0])
+        is_native = shared.form == "chunkwise" and shared.backend == "amx"
+        out, memory = (self._mixed_natively if is_native else self._mixed)(x, shared, memory)  # (B, T, H, V)
+        if kept:
+            kept.memory.copy_(memory)
+        projected: Tensor = self.out_proj(out.flatten(-2))
+        return projected
+
+    def _mixed_natively(self, x: Tensor, shared: RetentionPositions, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """As ``_mixed``, by ``models.native``."""
+        config = self.config
+        out, memory = native.chunkwise(
+            *self._projected(x),
+            rotation=(shared.cos, shared.sin, config.rotary),
+            log_gamma=shared.log_gamma,
+            state=memory,
+            chunk_size=shared.chunk_size,
+        )
+        if not config.gate or config.group_norm_affine:
+            return self._gated(x, self._normalise(out, None)), memory
+        gate = self.g_proj(x).view(out.shape)
+        return gated_norm(out, gate, config.group_norm == "layernorm", config.norm_eps), memory
+
+    def _mixed(self, x: Tensor, shared: RetentionPositions, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, T, D) -> what is projected out (B, T, H, V) and the new state, in the form that ``shared`` names."""
+        q, k, v = self._qkv(x, shared)
         if shared.form == "parallel":
             out, memory = retention.parallel(q, k, v, shared.log_gamma, memory)
         elif shared.form == "recurrent":
@@ -161,10 +188,8 @@ class MultiScaleRetention(Mixer):
             out, memory = fla.chunkwise(q, k, v, shared.log_gamma, memory)
         else:
             out, memory = retention.chunkwise(q, k, v, shared.log_gamma, memory, shared.chunk_size, decay=shared.decay)
-        if kept:
-            kept.memory.copy_(memory)
         row_scales = None if shared.row_scales is None else shared.row_scales.mT  # (H, T)
-        return self._gate_and_project(x, self._normalise(out, row_scales).transpose(1, 2))  # (B, T, H, V) in
+        return self._gated(x, self._normalise(out, row_scales).transpose(1, 2)), memory
 
     def reads_in_pieces(self, positions: Positions) -> bool:
         return cast(RetentionPositions, positions).form != "parallel"
@@ -180,7 +205,8 @@ class MultiScaleRetention(Mixer):
             out = fla.recurrent_step_(q, k, v, shared.log_gamma, kept.memory)  # (B, H, V)
         else:
             out = retention.recurrent_step_(q, k, v, shared.gamma, kept.memory)  # (B, H, V)
-        return self._gate_and_project(x, self._normalise(out, shared.row_scales))
+        projected: Tensor = self.out_proj(self._gated(x, self._normalise(out, shared.row_scales)).flatten(-2))
+        return projected
 
     def init_state(self, batch_size: int, max_seq_len: int) -> RetentionState:
         return RetentionState(self._empty(batch_size))
@@ -192,15 +218,17 @@ class MultiScaleRetention(Mixer):
         columns = ("q_proj", "k_proj", "v_proj", *(["g_proj"] if self.config.gate else []))
         return Split(("n_heads",), columns, rows=("out_proj",))
 
+    def _projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, T, D) -> q, k (B, T, H, K), v (B, T, H, V)"""
+        q, k, v = (layer(x).view(*x.shape[:2], self.n_heads, -1) for layer in (self.q_proj, self.k_proj, self.v_proj))
+        return q, k, v
+
     def _qkv(self, x: Tensor, positions: Positions) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, T, D) -> q, k (B, H, T, K), v (B, H, T, V), contiguous; q and k rotated, k scaled by K^-1/2.
 
         Without a group norm v has a column of ones more, for the row sums.
         """
-        q, k, v = (
-            projection(x).view(*x.shape[:2], self.n_heads, -1).transpose(1, 2)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        q, k, v = (projected.transpose(1, 2) for projected in self._projected(x))
         cos, sin, style = positions.cos, positions.sin, self.config.rotary
         q, k = rotate(q, cos, sin, style), rotate(k, cos, sin, style, scale=self.config.d_k**-0.5)
         return q, k, retention.with_row_sums(v) if self.config.group_norm == "none" else v.contiguous()
@@ -220,13 +248,11 @@ class MultiScaleRetention(Mixer):
             return F.rms_norm(out, shape, weight, eps)
         return F.layer_norm(out, shape, weight, None, eps)
 
-    def _gate_and_project(self, x: Tensor, out: Tensor) -> Tensor:
-        """x (..., D), out (..., H, V) -> (..., D)"""
+    def _gated(self, x: Tensor, out: Tensor) -> Tensor:
+        """x (..., D), out (..., H, V) -> (..., H, V) in the dtype of x"""
         out = out.to(x.dtype)
-        if self.config.gate:
-            out = F.silu(self.g_proj(x)).view(out.shape) * out  # in the layout of the first: no copy to flatten it
-        projected: Tensor = self.out_proj(out.flatten(-2))
-        return projected
+        # In the layout of the first: no copy to flatten it.
+        return F.silu(self.g_proj(x)).view(out.shape) * out if self.config.gate else out
 
     def _empty(self, batch_size: int) -> Tensor:
         weight, config = self.q_proj.weight, self.config
@@ -276,23 +302,33 @@ class RetNet(LanguageModel):
 
     @property
     def backend(self) -> str:
-        wanted = cast(RetNetConfig, self.config).retention
+        wanted, faster = cast(RetNetConfig, self.config).retention, self._faster_backend()
         if wanted != "auto":
             return wanted
-        return "fla" if self.embedding.weight.is_cuda and not self.backend_refusals() else "torch"
+        return faster if faster and not self.backend_refusals() else "torch"
+
+    def _faster_backend(self) -> str | None:
+        """What might compute the mixer on this device in this dtype."""
+        weight = self.embedding.weight
+        if weight.is_cuda:
+            return "fla"
+        return "amx" if weight.dtype == torch.bfloat16 and weight.device.type == "cpu" else None
 
     @property
     def notes(self) -> dict[str, object]:
         return super().notes | ({"chunk_size": self.chunk_size} if self.form == "chunkwise" else {})
 
     def backend_refusals(self) -> dict[str, str]:
-        config, weight = cast(RetNetConfig, self.config), self.embedding.weight
-        if config.retention != "auto" or not weight.is_cuda:
+        config, weight, name = cast(RetNetConfig, self.config), self.embedding.weight, self._faster_backend()
+        if config.retention != "auto" or name is None:
             return {}
         if config.group_norm == "none":
-            return {"fla": "its kernels have no column for the row sums"}
-        reason = fla.refusal(weight.device, weight.dtype, config.gamma, config.n_heads, config.d_k, config.d_v)
-        return {"fla": reason} if reason else {}
+            return {name: "its kernels have no column for the row sums"}
+        if name == "fla":
+            reason = fla.refusal(weight.device, weight.dtype, config.gamma, config.n_heads, config.d_k, config.d_v)
+        else:
+            reason = native.refusal(config.d_k, config.d_v) or tiles.refusal()
+        return {name: reason} if reason else {}
 
     def positions(self, start: int | Tensor, length: int) -> RetentionPositions:
         base = super().positions(start, length)

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from models.config import Config
 
+STYLES = ("none", "interleaved", "half-split")  # in the order that native code has
+
 
 def inverse_frequencies(config: Config, d_head: int, device: torch.device) -> Tensor:
     """(K/2,) angle per position of each pair, float64: base^-x with x over [0, 1] or, exclusive, [0, 1)."""

@@ -10,15 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from models.native.call import pointer, pointer_array
 from models.native.library import UnavailableError, library
 from models.quantization import Int8Linear
+from models.rotary import STYLES
 
 if TYPE_CHECKING:
     from models.language_model import LanguageModel, State
     from models.transformer import KVCache
 
 DTYPES = (torch.float32, torch.bfloat16)
-ROTARY = ("none", "interleaved", "half-split")
 MATRIX = ("weight", "scale")  # in the order of struct Matrix; a scale stands beside int8 weights alone
 MODEL_WEIGHTS = (  # in the order of struct Model
     *("embedding.weight", "norm.weight", "norm.bias"),
@@ -99,7 +100,7 @@ class Decoder:
             group_rmsnorm=mixer.group_rmsnorm,
             swiglu=config.ffn == "swiglu",
             gate=mixer.gate,
-            rotary=ROTARY.index(config.rotary),
+            rotary=STYLES.index(config.rotary),
             norm_eps=config.norm_eps,
             embedding_scale=config.embedding_scale,
         )
@@ -133,7 +134,7 @@ class Decoder:
         if first.device.type != "cpu" or first.dtype not in DTYPES or torch.compiler.is_compiling():
             return None
         fake = isinstance(first, FakeTensor)
-        pointers = [] if fake else [*map(_pointer, weights)]
+        pointers = [] if fake else [*map(pointer, weights)]
         if fake or pointers != self._checked:
             self._reason, self._checked = self.unsupported(), pointers
         loaded = library()
@@ -148,11 +149,11 @@ class Decoder:
         logits = torch.empty(len(token), shape.vocab, dtype=first.dtype, device="cpu")
         if fake:
             return logits
-        shape.frequencies, shape.log_gamma = map(_pointer, (self._mixer.frequencies, self._mixer.log_gamma))
+        shape.frequencies, shape.log_gamma = map(pointer, (self._mixer.frequencies, self._mixer.log_gamma))
         wrong = loaded.retbench_step(
             ctypes.byref(shape),
-            _pointer_array(pointers),
-            _pointer_array(list(map(_pointer, tensors))),
+            pointer_array(pointers),
+            pointer_array(list(map(pointer, tensors))),
             (ctypes.c_int64 * len(token))(*token.tolist()),
             ctypes.c_void_p(logits.data_ptr()),
             ctypes.c_void_p(scratch.data_ptr()),
@@ -186,14 +187,6 @@ class Decoder:
         if known and all(t.shape == expected and t.dtype == wanted and t.is_contiguous() for t in tensors):
             return tensors
         return None
-
-
-def _pointer(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
-
-
-def _pointer_array(pointers: list[int | None]) -> ctypes.Array[ctypes.c_void_p]:
-    return (ctypes.c_void_p * len(pointers))(*pointers)
 
 
 def _weight_places(model: nn.Module) -> list[Place | None]:

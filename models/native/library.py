@@ -1,4 +1,4 @@
-"""Compiles step.cpp once with the machine's own compiler, keeps it in the user's cache folder and loads it."""
+"""Compiles the C++ beside it once with the machine's own compiler, keeps it in the user's cache folder and loads it."""
 
 import ctypes
 import hashlib
@@ -8,6 +8,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -26,26 +28,47 @@ class UnavailableError(Exception):
     """Why there is no native code here, in words."""
 
 
-@cache
 def library() -> ctypes.CDLL | UnavailableError:
-    """The loaded library, or why there is none; tried once a process."""
+    """The loaded library, or why there is none."""
+    return UnavailableError("native code is switched off") if is_switched_off() else loaded_library()
+
+
+@contextmanager
+def plain_code() -> Iterator[None]:
+    """Within it there is no native code: torch computes everything."""
+    _switched_off.append(True)
+    try:
+        yield
+    finally:
+        _switched_off.pop()
+
+
+def is_switched_off() -> bool:
+    """Whether this runs within ``plain_code``."""
+    return bool(_switched_off)
+
+
+_switched_off: list[bool] = []
+
+
+@cache
+def loaded_library() -> ctypes.CDLL | UnavailableError:
+    """As ``library``, tried once a process."""
     try:
         return _load()
     except UnavailableError as reason:
         return reason
     except (OSError, subprocess.SubprocessError) as error:
-        return UnavailableError(f"the native decode step cannot be built: {error}")
+        return UnavailableError(f"native code cannot be built: {error}")
 
 
 def _load() -> ctypes.CDLL:
     if sys.platform != "linux" or sys.byteorder != "little":
-        raise UnavailableError(f"the native decode step needs Linux, this is {sys.platform}")
+        raise UnavailableError(f"native code needs Linux, this is {sys.platform}")
     compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
     if compiler is None:
-        raise UnavailableError(
-            f"the native decode step needs a C++ compiler: none of {', '.join(COMPILERS)} is on the path"
-        )
-    name = f"step-{_key(compiler)}.so"
+        raise UnavailableError(f"native code needs a C++ compiler: none of {', '.join(COMPILERS)} is on the path")
+    name = f"native-{_key(compiler)}.so"
     try:
         folder = cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
@@ -83,7 +106,8 @@ def _build(compiler: str, folder: Path, name: str) -> Path:
     """Compiles into a folder of its own, then renames: others see a whole library or none."""
     with tempfile.TemporaryDirectory(dir=folder, prefix="build-") as private:
         unfinished = Path(private) / name
-        command = [compiler, *FLAGS, "-o", str(unfinished), str(Path(__file__).parent / "step.cpp")]
+        units = [str(path) for path in SOURCES if path.suffix == ".cpp"]
+        command = [compiler, *FLAGS, "-o", str(unfinished), *units]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=COMPILE_TIMEOUT_S)
         if done.returncode:
             lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
@@ -94,7 +118,11 @@ def _build(compiler: str, folder: Path, name: str) -> Path:
 def _tested(path: Path) -> ctypes.CDLL:
     """The library at ``path``, once it has shown that its products are right on this processor."""
     loaded = ctypes.CDLL(str(path))
-    loaded.retbench_scratch_bytes.restype = loaded.retbench_step.restype = ctypes.c_int64
+    names = ["retbench_scratch_bytes", "retbench_step"]
+    if loaded.retbench_has_tiles():
+        names += [f"retbench_{of}_bytes" for of in ("retention", "retention_backward", "weight_gradient")]
+    for name in names:
+        getattr(loaded, name).restype = ctypes.c_int64
     if loaded.retbench_self_test():
-        raise UnavailableError("the native decode step computes wrong results on this processor: its self-test failed")
+        raise UnavailableError("native code computes wrong results on this processor: its self-test failed")
     return loaded

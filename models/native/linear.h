@@ -9,26 +9,10 @@ floats, or bf16 for a tile, which hold them exactly; their scales are the caller
 
 #include <algorithm>
 
+#include "tiles.h"
 #include "vectors.h"
-#ifdef __AMX_BF16__
-#include <immintrin.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
 
-constexpr int64_t TILE_ROWS = 16, TILE_DEPTH = 32;  // of a tile of bf16 weights
-constexpr int64_t TILES_FROM = 3;                   // columns from which tiles are faster
-
-/* Whether this processor has tiles and the kernel lets us use them. */
-inline bool has_tiles() {
-#ifdef __AMX_BF16__
-  constexpr int REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;
-  static const bool granted = syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
-  return granted;
-#else
-  return false;
-#endif
-}
+constexpr int64_t TILES_FROM = 3;  // columns from which tiles are faster
 
 template <class T>
 inline bool use_tiles(int64_t) {
@@ -129,24 +113,8 @@ void multiply_vectors(const T* weights, int64_t rows, const Activations& x, floa
 
 #ifdef __AMX_BF16__
 
-/* The tile registers: 0-3 sums of 2 tiles of rows x 2 tiles of columns, 4-5 weights, 6-7 activations. */
-struct alignas(64) TileConfig {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t row_bytes[16] = {};
-  uint8_t rows[16] = {};
-
-  void set(int tile, int64_t height, int64_t bytes) {
-    if (height == 0 || bytes == 0) return;  // not used; a tile that is empty one way only is an error
-    rows[tile] = uint8_t(height);
-    row_bytes[tile] = uint16_t(bytes);
-  }
-};
-
-/* Makes the compiler write ``data`` out: it does not know that tile instructions read memory. */
-inline void publish(const void* data) { asm volatile("" : : "r"(data) : "memory"); }
-
-/* Sets the registers up, all zeros, for rows_0 + rows_1 rows of weights and columns_0 + columns_1 columns, at most 16
-each. */
+/* Sets the registers up, all zeros: 0-3 sums of 2 tiles of rows x 2 tiles of columns, 4-5 weights, 6-7 activations; for
+rows_0 + rows_1 rows of weights and columns_0 + columns_1 columns, at most 16 each. */
 inline void configure_tiles(int64_t rows_0, int64_t rows_1, int64_t columns_0, int64_t columns_1) {
   TileConfig config;
   config.set(0, rows_0, columns_0 * 4);

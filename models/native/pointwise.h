@@ -5,22 +5,28 @@
 
 #include "vectors.h"
 
-/* e^x to 2e-7, of x clamped to what a float can hold: 2^n e^r with |r| < 0.35. */
-inline float exponential(float x) {
-  x = x < -87 ? -87 : x > 88 ? 88 : x;
-  float n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  float r = x - n * 0.693359375f + n * 2.12194440e-4f;      // log 2, its first bits and the rest
-  float p = 1 / 5040.0f;
+typedef int32_t Integers __attribute__((vector_size(64)));
+
+inline int32_t to_integers(float x) { return int32_t(x); }
+inline Integers to_integers(Floats x) { return __builtin_convertvector(x, Integers); }
+
+/* e^x to 2e-7, of x clamped to what a float can hold: 2^n e^r with |r| < 0.35; of one number or of sixteen. */
+template <class T>
+inline T exponential(T x) {
+  x = x < -87.0f ? T{} - 87.0f : x > 88.0f ? T{} + 88.0f : x;
+  T n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  T r = x - n * 0.693359375f + n * 2.12194440e-4f;      // log 2, its first bits and the rest
+  T p = T{} + 1 / 5040.0f;
   p = p * r + 1 / 720.0f;
   p = p * r + 1 / 120.0f;
   p = p * r + 1 / 24.0f;
   p = p * r + 1 / 6.0f;
   p = p * r + 0.5f;
-  p = p * r + 1;
-  p = p * r + 1;
-  int32_t bits = (int32_t(n) + 127) << 23;
-  float power;
-  memcpy(&power, &bits, 4);
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  auto bits = (to_integers(n) + 127) << 23;
+  T power;
+  memcpy(&power, &bits, sizeof power);
   return p * power;
 }
 

@@ -11,7 +11,6 @@ small (norms, packing) each thread computes for itself, which is cheaper than on
 #include <cstdint>
 #include <initializer_list>
 #include <memory>
-#include <mutex>
 
 #include "attention.h"
 #include "linear.h"
@@ -405,25 +404,11 @@ class Step {
 
 template <class T>
 void run_step(const Shape& shape, const Model& model, void* const* state, const int64_t* tokens, void* logits,
-              void* scratch, Team& team) {
-  Step<T> step(shape, model, state, static_cast<T*>(logits), scratch, team);
+              void* scratch, int threads) {
+  OnTeam on(threads);
+  Step<T> step(shape, model, state, static_cast<T*>(logits), scratch, on.team);
   step.begin(tokens);
-  team.run([&](int thread) { step.run(thread); });
-}
-
-/* The team of this process, made when first needed. A child of fork has none of its parent's threads: it leaves that
-team where it is and makes its own. Never destroyed: threads that sleep do not keep a process alive. */
-Team& team_of(int size) {
-  static Team* team = nullptr;
-  static pid_t owner = 0;
-  static int wanted = 0;
-  if (owner != getpid() || wanted != size) {
-    if (owner == getpid()) delete team;
-    team = new Team(size);
-    owner = getpid();
-    wanted = size;
-  }
-  return *team;
+  on.team.run([&](int thread) { step.run(thread); });
 }
 
 }  // namespace
@@ -441,18 +426,18 @@ int64_t retbench_scratch_bytes(const Shape* shape, int64_t threads) {
 logits (B, vocab). Returns -1, or the index of a token that is not in the vocabulary; then nothing has changed. */
 int64_t retbench_step(const Shape* shape, const Model* model, void* const* state, const int64_t* tokens, void* logits,
                       void* scratch, int64_t threads) {
-  static std::mutex one_at_a_time;
-  std::lock_guard<std::mutex> lock(one_at_a_time);
   for (int64_t b = 0; b < shape->batch; b++) {
     if (tokens[b] < 0 || tokens[b] >= shape->vocab) return b;
   }
-  Team& team = team_of(int(threads));
-  (shape->bf16 ? run_step<BFloat> : run_step<float>)(*shape, *model, state, tokens, logits, scratch, team);
+  (shape->bf16 ? run_step<BFloat> : run_step<float>)(*shape, *model, state, tokens, logits, scratch, int(threads));
   return -1;
 }
 
 /* What the phases of all steps so far took, in nanoseconds: projections, mixer, out, FFN, head. */
 void retbench_phase_ns(int64_t* ns) { std::copy_n(phase_ns, int(PHASES), ns); }
+
+/* Whether the kernels of chunkwise.cpp run here. */
+int64_t retbench_has_tiles() { return has_tiles(); }
 
 /* 0 where products are right on this processor. */
 int64_t retbench_self_test() { return all_products_are_right() ? 0 : 1; }

@@ -12,6 +12,7 @@ spinning thread takes the processor from the one that it waits for when both hav
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <mutex>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -117,4 +118,36 @@ class Team {
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<int64_t> claimed_{0};
   std::vector<std::thread> threads_;
+};
+
+/* The team of this process while one caller uses it, made when first needed. A child of fork has none of its parent's
+threads: it leaves that team where it is and makes its own. Never destroyed: threads that sleep do not keep a process
+alive. */
+class OnTeam {
+ public:
+  explicit OnTeam(int size) : lock_(used()), team(of(size)) {}
+
+ private:
+  static std::mutex& used() {
+    static std::mutex mutex;
+    return mutex;
+  }
+
+  static Team& of(int size) {
+    static Team* team = nullptr;
+    static pid_t owner = 0;
+    static int wanted = 0;
+    if (owner != getpid() || wanted != size) {
+      if (owner == getpid()) delete team;
+      team = new Team(size);
+      owner = getpid();
+      wanted = size;
+    }
+    return *team;
+  }
+
+  std::lock_guard<std::mutex> lock_;
+
+ public:
+  Team& team;
 };

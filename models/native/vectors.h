@@ -93,6 +93,14 @@ int64_t place(int64_t i, int64_t n) {
 
 inline void store(float* to, Floats values) { memcpy(to, &values, sizeof values); }
 
+inline void store(BFloat* to, Floats values) {
+#ifdef __AVX512BF16__
+  _mm256_storeu_si256((__m256i*)to, (__m256i)_mm512_cvtneps_pbh((__m512)values));
+#else
+  for (int64_t i = 0; i < LANES; i++) narrow(values[i], to[i]);
+#endif
+}
+
 inline Floats broadcast(float value) { return value - Floats{}; }
 
 inline float sum(Floats values) {

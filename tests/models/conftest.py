@@ -1,4 +1,4 @@
-"""What the tests of the models run in: one thread, and stand-ins for CUDA graphs and for CUDA's packages on request."""
+"""What the tests of the models run in: one thread and, on request, AMX or stand-ins for CUDA graphs and packages."""
 
 import sys
 from collections.abc import Iterator
@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from models import attention, fla
+from models.native.tiles import refusal
 from tests.models import cuda_stand_in, stand_in_packages
 
 
@@ -18,6 +19,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def tiles() -> None:
+    """Skips the test where native code has no AMX tiles."""
+    reason = refusal()
+    if reason is not None:
+        pytest.skip(reason)
 
 
 @pytest.fixture

@@ -2,7 +2,8 @@
 
 # B batch, T positions, V vocabulary
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -97,6 +98,13 @@ def error(actual: Tensor, expected: Tensor) -> float:
     return ((actual.double() - expected.double()).abs().max() / expected.double().std()).item()
 
 
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """The norm of the difference, relative to that of ``expected``."""
+    difference: float = torch.linalg.vector_norm(actual.double() - expected.double()).item()
+    size: float = torch.linalg.vector_norm(expected.double()).item()
+    return difference / size
+
+
 def gradients(model: LanguageModel, tokens: Tensor) -> dict[str, Tensor]:
     """The gradient of every parameter for a random weighting of all logits."""
     logits = model(tokens)
@@ -112,6 +120,17 @@ def gradient_error(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> fl
     """The largest difference over the parameters, each scaled to a largest gradient of 1."""
     assert actual.keys() == expected.keys()
     return max(((actual[name] - wanted).abs().max() / wanted.abs().max()).item() for name, wanted in expected.items())
+
+
+@contextmanager
+def on_threads(count: int) -> Iterator[None]:
+    """Within it torch has so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def in_form(model: LanguageModel, form: Form, chunk_size: int = 256) -> RetNet:

@@ -1,5 +1,7 @@
 """Compiled segments of a prefill: the same logits and state as the plain code, and the plain code where that fails."""
 
+import copy
+from collections import Counter
 from pathlib import Path
 from unittest.mock import patch
 
@@ -9,7 +11,16 @@ import torch
 from models import build, compiled, language_model
 from models.compiled import compile_blocks, compile_prefill
 from models.language_model import LanguageModel
-from tests.models.helpers import VOCAB_SIZE, error, gradient_error, gradients, random_model, random_tokens, read
+from tests.models.helpers import (
+    VOCAB_SIZE,
+    error,
+    gradient_error,
+    gradients,
+    random_model,
+    random_tokens,
+    read,
+    relative_error,
+)
 
 SEGMENT = 16
 
@@ -110,6 +121,48 @@ def test_compiled_blocks_give_the_gradients_of_the_plain_ones(system: str, check
     assert reason is None
     assert all(parameter.grad is None for parameter in model.parameters())
     assert gradient_error(gradients(model, tokens), expected) < 1e-9
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+@pytest.mark.usefixtures("working_compiler", "tiles")
+@pytest.mark.parametrize("rotary", ["interleaved", "half-split"])
+def test_compiled_blocks_call_the_native_operators_and_train_as_near_to_float64(rotary: str) -> None:
+    tokens = random_tokens(2, 100, vocab_size=96)
+    smooth = {"norm_eps": 1e-2}  # else the group norm makes a sign of a q.k that is near 0, before there is context
+    model = build("retnet", "tiny", vocab_size=96, chunk_size=64, rotary=rotary, **smooth).bfloat16()
+
+    def trained(model: LanguageModel) -> dict[str, torch.Tensor]:
+        loss = model.loss(tokens)
+        return {"loss": loss.detach(), **gradients(model, tokens[:, :-1])}
+
+    exact, uncompiled = trained(copy.deepcopy(model).double()), trained(model)
+    reason = compile_blocks(model, 2, 99)
+    with torch.autograd.profiler.profile() as profile:
+        found = trained(model)
+
+    assert reason is None
+    called = Counter(event.name for event in profile.function_events)
+    assert called["retbench::retention_forward"] == 2 * 2  # for the loss and for the gradients, of both layers
+    assert called["retbench::retention_backward"] == 2
+    assert called["retbench::weight_gradient"] == 2 * 7 + 1
+    assert model.backend == "amx"
+    for name, wanted in exact.items():
+        assert relative_error(found[name], wanted) < 2 * relative_error(uncompiled[name], wanted) + 2**-7, name
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+@pytest.mark.usefixtures("tiles")
+@pytest.mark.parametrize("system", ["retnet", "transformer-flash"])
+def test_a_block_with_native_gradients_is_one_graph(system: str) -> None:
+    model = build(system, "tiny", vocab_size=VOCAB_SIZE).bfloat16()
+    block = torch.compile(model.blocks[0], backend="aot_eager", fullgraph=True, dynamic=False)  # else an error
+    x = torch.randn(2, 100, 128, generator=torch.Generator().manual_seed(0)).bfloat16()
+
+    found, expected = (part(x, model.positions(0, 100)) for part in (block, model.blocks[0]))
+
+    assert relative_error(found, expected) < 2**-7
 
 
 def test_where_blocks_cannot_be_compiled_they_train_plain_and_say_why() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from models import build, hyena
 from models.hyena import HyenaConfig, HyenaMixer, HyenaState
 from models.language_model import LanguageModel, State
+from retbench.devices.cpu import DEVICE as CPU
 from tests.models.helpers import (
     ends,
     error,
@@ -53,7 +54,11 @@ def safari(name: str, patch: pytest.MonkeyPatch) -> tuple[LanguageModel, HyenaMi
     weights = theirs["state_dict"]
     table, time = weights["filter_fn.pos_emb.z"][0], weights["filter_fn.pos_emb.t"][0, :, 0]
     rates = -weights["filter_fn.modulation.deltas"].flatten()
-    patch.setattr(hyena, "position_features", lambda features, l_max, length, device: (table[:length], time[:length]))
+
+    def features(n_features: int, l_max: int, position: Tensor) -> tuple[Tensor, Tensor]:
+        return table[position.long()], time[position.long()]
+
+    patch.setattr(hyena, "position_features", features)
     patch.setattr(hyena, "window_rates", lambda d_model, device: rates)
     sizes = {"d_model": 16, "n_layers": 1, "d_ffn": 8, "filter_width": 16, "filter_features": table.shape[1]}
     model = build("hyena", "tiny", vocab_size=8, l_max=64, **sizes).double()
@@ -84,7 +89,7 @@ def test_the_table_equals_that_of_the_reference_which_is_float32(name: str) -> N
     weights = oracle(f"mixers/hyena_safari_{name}.pt")["state_dict"]
     theirs, cpu = weights["filter_fn.pos_emb.z"][0], torch.device("cpu")
 
-    table, time = hyena.position_features(theirs.shape[1], 64, 64, cpu)
+    table, time = hyena.position_features(theirs.shape[1], 64, torch.arange(64, dtype=torch.float64))
 
     assert error(table, theirs) < 2e-5  # angles up to 94
     assert error(time, weights["filter_fn.pos_emb.t"][0, :, 0]) < 1e-6
@@ -155,6 +160,31 @@ def test_a_full_cache_doubles_up_to_l_max_and_stays_right() -> None:
 
         assert error(logits, expected[:, n]) < 1e-10
     assert capacities == [7] * 7 + [14] * 7 + [28] * 14 + [40] * 12
+
+
+@pytest.mark.parametrize("length", [1, 4, 5, 11, 12, 40])
+def test_a_caches_filter_is_made_in_segments_and_is_the_whole_one_newest_last(
+    length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hyena, "SEGMENT", 4)
+    monkeypatch.setattr(hyena, "MOST_SEGMENTS", 5)
+    model = random_model("hyena")
+    mixer = cast(HyenaMixer, model.blocks[0].mixer)
+
+    filter = caches(model.init_state(2, length))[0].filter
+
+    assert error(filter, mixer.filter(length).detach().flip(-1)) < 1e-12
+
+
+def test_making_a_cache_takes_little_more_memory_than_the_cache() -> None:
+    model = build("hyena", "tiny", vocab_size=64)
+    model.init_state(1, 8)  # what is made once is made
+    length = 2 * hyena.MOST_SEGMENTS * hyena.SEGMENT
+    nbytes = model.init_state(1, length).nbytes
+
+    made = CPU.peak_memory(lambda: None, lambda _: model.init_state(1, length)).tensor_bytes
+
+    assert made < nbytes + nbytes / 4  # a filter that is computed as a whole takes most of nbytes again
 
 
 def test_the_bytes_of_a_cache_are_all_inputs_and_the_filter_in_float32() -> None:

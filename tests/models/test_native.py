@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -320,25 +321,52 @@ def test_a_batch_that_is_not_the_states_is_left_to_torch() -> None:
 def test_without_a_compiler_there_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native.shutil, "which", lambda _: None)
 
-    assert "needs a C++ compiler" in str(native.library.__wrapped__())
+    assert "needs a C++ compiler" in str(native.loaded_library.__wrapped__())
 
 
 def test_a_compiler_that_fails_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "FLAGS", ("--no-such-flag",))
 
-    assert "no-such-flag" in str(native.library.__wrapped__())
+    assert "no-such-flag" in str(native.loaded_library.__wrapped__())
+
+
+def test_native_code_is_switched_off_until_the_last_of_several_is_left_even_by_an_error() -> None:
+    model, loaded = build("retnet", "tiny", vocab_size=8), native.loaded_library()
+
+    def switched_off() -> bool:
+        return "switched off" in str(native.library()) and model.decode_backend == "torch"
+
+    with pytest.raises(ZeroDivisionError), native.plain_code():
+        with native.plain_code():
+            assert switched_off()
+        assert switched_off()
+        raise ZeroDivisionError
+
+    assert native.library() is loaded
+    assert model.decode_backend == "native"
+
+
+def test_steps_go_on_by_plain_code_from_a_state_that_native_ones_left() -> None:
+    model, tokens = build("retnet", "tiny", vocab_size=VOCAB_SIZE), random_tokens(2, 30)
+    expected, (_, state) = model(tokens).detach(), model.prefill(tokens[:, :10])
+
+    for n in range(10, 30):
+        with native.plain_code() if n % 2 else nullcontext():
+            logits, _ = model.step(tokens[:, n], state)
+
+        assert error(logits, expected[:, n]) < 1e-4
 
 
 @pytest.mark.slow
 def test_a_broken_or_unwritable_cache_still_gives_a_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    first = native.library.__wrapped__()
+    first = native.loaded_library.__wrapped__()
     (file,) = (tmp_path / "retbench").iterdir()
     file.unlink()
     file.write_bytes(b"half a library")
-    broken = native.library.__wrapped__()
+    broken = native.loaded_library.__wrapped__()
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
-    unwritable = native.library.__wrapped__()
+    unwritable = native.loaded_library.__wrapped__()
 
     assert not any(isinstance(found, native.UnavailableError) for found in (first, broken, unwritable))
 
@@ -379,7 +407,7 @@ exit 1
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
-    assert "No space left on device" in str(native.library.__wrapped__())
+    assert "No space left on device" in str(native.loaded_library.__wrapped__())
     assert list((tmp_path / "cache" / "retbench").iterdir()) == []
 
 
