@@ -65,6 +65,7 @@ def _measure(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     import torch
 
     from models.linear import onednn_refusal
+    from models.native import tiles
     from retbench.measure import TORCH_DTYPES, Task, backend_of
     from retbench.measure.compile import compile_cell
     from retbench.measure.quantize import quantize
@@ -78,8 +79,8 @@ def _measure(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     if "group" in request:
         join_group(cell.device, request["group"])
     if cell.mem_limit_bytes is not None:
-        if cell.device == "cpu" and cell.dtype == "fp32":
-            onednn_refusal(cell.threads)  # the memory of this trial is not the cell's
+        if cell.device == "cpu":  # the memory of these trials is not the cell's
+            onednn_refusal(cell.threads) if cell.dtype == "fp32" else tiles.refusal()
         device.limit_memory(cell.mem_limit_bytes)
     with torch.device(cell.device):
         model = _model(cell)

@@ -56,8 +56,8 @@ class Device(Protocol):
     def synchronize(self) -> None:
         """Returns when all work that was submitted is done."""
 
-    def limit_memory(self, limit_bytes: int) -> None:
-        """Bounds what this process may still allocate; beyond it allocation fails."""
+    def limit_memory(self, limit_bytes: int, held_bytes: int = 0) -> None:
+        """Bounds the cell's memory, of which it holds ``held_bytes`` now; beyond it allocation fails."""
 
     def work_ns(self, run: Callable[[], object]) -> int:
         """Nanoseconds of the device's work in one call, as free as can be from what others do meanwhile."""

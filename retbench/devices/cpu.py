@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 MEASURED = "retbench: measured"
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of glibc's mallopt
 GIVE_BACK, KEEP = (2**16, 2**16), (2**25, 2**31 - 1)  # bytes: map from, trim from
 
 
@@ -76,12 +76,15 @@ class Cpu:
     def synchronize(self) -> None:
         """Nothing to wait for: calls return when their work is done."""
 
-    def limit_memory(self, limit_bytes: int) -> None:
-        """Bounds private writable memory at what the process holds now plus ``limit_bytes``; none is kept in store."""
-        self.peak_memory(lambda: None, lambda _: None)  # the profiler's own memory is not charged to the cell
+    def limit_memory(self, limit_bytes: int, held_bytes: int = 0) -> None:
+        """Bounds private writable memory at ``limit_bytes`` more than is not the cell's now; none is kept in store."""
+        if resource.getrlimit(resource.RLIMIT_DATA)[0] == resource.RLIM_INFINITY:
+            _mallopt(M_ARENA_MAX, 1)  # what fails in one is tried in another, which then stays as large
+            self.peak_memory(lambda: None, lambda _: None)  # the profiler's own memory is not charged to the cell
         _set_malloc(GIVE_BACK)
         held = int(re.findall(r"VmData:\s*(\d+) kB", _read("/proc/self/status"))[0]) * 1024
-        resource.setrlimit(resource.RLIMIT_DATA, (held + limit_bytes, held + limit_bytes))
+        most = resource.getrlimit(resource.RLIMIT_DATA)[1]  # stays, so that the next bound may be higher
+        resource.setrlimit(resource.RLIMIT_DATA, (held - held_bytes + limit_bytes, most))
 
     def work_ns(self, run: Callable[[], object]) -> int:
         """CPU time of the process, which stands still while others have the processor."""
@@ -153,11 +156,17 @@ def _memory_given_back() -> Iterator[None]:
 
 def _set_malloc(thresholds: tuple[int, int]) -> None:
     """The sizes from which glibc maps memory of its own, and from which it gives free memory back; others have none."""
+    for parameter, nbytes in zip((M_MMAP_THRESHOLD, M_TRIM_THRESHOLD), thresholds, strict=True):
+        _mallopt(parameter, nbytes)
     libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim"):
-        for parameter, nbytes in zip((M_MMAP_THRESHOLD, M_TRIM_THRESHOLD), thresholds, strict=True):
-            libc.mallopt(parameter, nbytes)
+    if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)
+
+
+def _mallopt(parameter: int, value: int) -> None:
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(parameter, value)
 
 
 def _reset_high_water_mark() -> None:

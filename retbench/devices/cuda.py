@@ -63,7 +63,8 @@ class Cuda:
 
         torch.cuda.synchronize()
 
-    def limit_memory(self, limit_bytes: int) -> None:
+    def limit_memory(self, limit_bytes: int, held_bytes: int = 0) -> None:
+        """Bounds what torch's allocator takes in all, which is the cell's alone: what it holds is counted there."""
         import torch
 
         total = torch.cuda.get_device_properties(0).total_memory

@@ -51,7 +51,7 @@ def needs(predictor: Predictor, seq_len: int, batch_size: int) -> Prediction:
             peak, work = found["prefill_peak_memory_bytes"], (found["prefill_flops"], found["prefill_moved_bytes"])
         else:
             found = predictor.decode(seq_len, batch_size)
-            peak, work = found["peak_memory_bytes"], (found["step_flops"], found["step_bytes"])
+            peak, work = predictor.peak(seq_len, batch_size), (found["step_flops"], found["step_bytes"])
         activations = peak - weights["weights_bytes"] - found["state_bytes"]
         kinds = {"state_bytes": found["state_bytes"], "activations_bytes": activations}
         kinds |= {"gradients_bytes": 0, "optimizer_bytes": 0, "exchanged_bytes": 0}

@@ -9,6 +9,8 @@ from retbench.measure.estimate import RESOLUTION
 from retbench.spec import MAX_BATCH_SIZE, MAX_SEQ_LEN
 from retbench.worker import OUT_OF_MEMORY
 
+SPARE = 2**26  # bytes a thread: more than libraries newly take in a step
+
 
 @torch.inference_mode()
 def measure(model: Model, task: Task) -> Parts:
@@ -28,6 +30,21 @@ def measure(model: Model, task: Task) -> Parts:
 
 
 def _fits(model: Model, task: Task, seq_len: int, batch_size: int) -> bool:
+    """Whether a step at the last of so many positions succeeds within the cell's limit.
+
+    A limit on a CPU bounds libraries too, and some crash where they get nothing. So a step with room to spare comes
+    first; what they keep from then on (threads' stacks, code made for a shape, buffers of products) is not the cell's.
+    """
+    cell = task.cell
+    if cell.device == "cpu" and cell.mem_limit_bytes is not None:
+        task.device.limit_memory(cell.mem_limit_bytes + SPARE * cell.threads, model.weights_bytes())
+        if not _steps(model, task, seq_len, batch_size):
+            return False
+        task.device.limit_memory(cell.mem_limit_bytes, model.weights_bytes())
+    return _steps(model, task, seq_len, batch_size)
+
+
+def _steps(model: Model, task: Task, seq_len: int, batch_size: int) -> bool:
     """Whether a step at the last of so many positions succeeds, its state filled so that all of it is really there."""
     try:
         state = model.init_state(batch_size, seq_len)

@@ -74,7 +74,8 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for tensor in written:
             self._count(tensor.untyped_storage())
         self.moved += _moved(func, packet, read, written)
-        flops = int(FLOPS[packet](*args, **kwargs, out_val=out)) if packet in FLOPS else 0
+        formula = FLOPS.get(packet) or flop_registry.get(packet)
+        flops = int(formula(*args, **kwargs, out_val=out)) if formula else 0
         self.flops += flops
         if packet in LIBRARIES or func.namespace == OURS:  # type: ignore[attr-defined]
             call = Call.of(func, (args, kwargs), flops)
@@ -147,8 +148,7 @@ def _lstm_backward(x: Tensor, w: Tensor, u: Tensor, *_: Any, **__: Any) -> int:
     return 2 * _lstm(x, w, u)
 
 
-FLOPS: dict[Any, Callable[..., Any]] = {
-    **flop_registry,
+FLOPS: dict[Any, Callable[..., Any]] = {  # of operators that torch does not count
     aten._scaled_dot_product_flash_attention_for_cpu: _flash,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _flash_backward,
     aten._fft_r2c: _fft,

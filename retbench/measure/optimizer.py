@@ -6,6 +6,7 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
+from models.native.adamw import adamw_, is_native
 from models.parallel import local, split_as, whole
 
 BETAS, WEIGHT_DECAY = (0.9, 0.98), 0.01  # the paper's, Table 7
@@ -14,9 +15,10 @@ BETAS, WEIGHT_DECAY = (0.9, 0.98), 0.01  # the paper's, Table 7
 class MasterAdamW:
     """Fused AdamW, in place and without scratch memory.
 
-    A parameter of fewer than 32 bits is the rounded copy of a master weight that lives here; so does its gradient, in
-    float32, which micro-batches add to. Bytes a parameter: bf16 2, its gradient 2 and collected 4, optimizer 12 (a
-    master, two moments); fp32 4, its gradient 4, optimizer 8.
+    A parameter of fewer than 32 bits is the rounded copy of a master weight that lives here. Native code updates both
+    from its gradient where it can; elsewhere, and where micro-batches add to it or it is looked at, the gradient is
+    collected in float32. Bytes a parameter: bf16 2, its gradient 2 and, collected, 4, optimizer 12 (a master, two
+    moments); fp32 4, its gradient 4, optimizer 8.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> None:
@@ -41,12 +43,26 @@ class MasterAdamW:
 
     def step(self) -> None:
         """Updates all weights and drops the gradients."""
+        for parameter, master in self._masters:
+            if master.grad is None and is_native(parameter):
+                self._update_natively(parameter, master)
         self.collect_gradients()
         self._adamw.step()
         with torch.no_grad():
             for parameter, master in self._masters:
-                parameter.copy_(master)
+                if master.grad is not None:
+                    parameter.copy_(master)
         self._adamw.zero_grad(set_to_none=True)
+
+    @torch.no_grad()
+    def _update_natively(self, parameter: nn.Parameter, master: nn.Parameter) -> None:
+        state, group = self._adamw.state[master], self._adamw.param_groups[0]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=master.device)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(master), torch.zeros_like(master)
+        how = (group["lr"], *group["betas"], group["eps"], group["weight_decay"])
+        adamw_(parameter.grad, parameter, master, state["exp_avg"], state["exp_avg_sq"], state["step"], *how)
+        parameter.grad = None
 
     def gradients(self) -> list[Tensor]:
         """Those that a step would read now, to be clipped or looked at."""

@@ -1,6 +1,7 @@
 """Predicts a cell's bytes and operations without running it: the same calls on fake tensors, counted."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 
@@ -10,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from models import from_config
 from models.config import Config
 from models.language_model import LanguageModel
+from models.native.library import plain_code
 from models.parallel import local
 from models.quantization import quantize_
 from retbench.measure import TORCH_DTYPES, config_of, forward_backward
@@ -36,6 +38,7 @@ class Counts:
     allocated: int = 0
     moved: int = 0
     flops: int = 0
+    making: int = 0  # the peak of making the state beside it, where a step finds it made
 
 
 SCALED = ("state", "must_move", "allocated", "moved", "flops")  # fields that grow with the layers
@@ -50,7 +53,7 @@ class Predictor:
     """
 
     def __init__(self, cell: Cell, native: bool = True, ask: bool = False) -> None:
-        """``native``: whether a step on a CPU is native code where it can be.
+        """``native``: whether the model's code on a CPU is native where it can be.
 
         ``ask``: whether peaks hold what operators take for themselves on this machine's CPU, which are run for it.
         """
@@ -63,10 +66,16 @@ class Predictor:
         self._fake = FakeTensorMode()
         self._trained = cache(self._train)
 
+    @contextmanager
+    def _traced(self) -> Iterator[None]:
+        """On fake tensors, by the code that is predicted."""
+        with self._fake, nullcontext() if self._native else plain_code():
+            yield
+
     @cached_property
     def _shallow(self) -> list[LanguageModel]:
         depths = range(1, min(2, self.config.n_layers) + 1)
-        with self._fake:
+        with self._traced():
             return [_model(self.cell, replace(self.config, n_layers=depth)) for depth in depths]
 
     def weights(self) -> Prediction:
@@ -111,11 +120,11 @@ class Predictor:
     def _train(self, seq_len: int, batch_size: int, n_layers: int) -> Prediction:
         training = self.cell.training or Training()
         with first_of(training) as mesh:
-            with self._fake:
+            with self._traced():
                 model = _model(self.cell, replace(self.config, n_layers=n_layers))
             if mesh is not None:
                 share_(model, training, mesh)  # by real tensors, of which meshes are made
-            with self._fake:
+            with self._traced():
                 trainer = Trainer(model, training)
                 tokens = torch.zeros(training.grad_accumulation, batch_size, seq_len + 1, dtype=torch.int64)
                 trainer.step(tokens[:, :1, :2])  # makes what the first step makes and all keep
@@ -136,7 +145,7 @@ class Predictor:
 
     def forward_backward(self, seq_len: int, batch_size: int) -> Prediction:
         """Forward and backward over tokens (B, T + 1) that are made for it, without an optimizer."""
-        with self._fake:
+        with self._traced():
             model = _model(self.cell, self.config)
             tokens = torch.zeros(batch_size, seq_len + 1, dtype=torch.int64)
             forward_backward(model, tokens[:1, :2])
@@ -166,11 +175,14 @@ class Predictor:
         return found
 
     def peak(self, seq_len: int, batch_size: int) -> int:
-        """That of a prefill, if that is the cell's workload, or of decode, from one trace."""
+        """What must fit, from two layers: a prefill, if that is the cell's workload; else a step and making its state.
+
+        A measured step finds its state made, so that the peak of ``decode`` is that of the step alone.
+        """
         deepest = self._shallow[-1]
         counts = (self._prefill if self.cell.workload == "prefill" else self._step)(deepest, seq_len, batch_size)
         state_bytes = counts.state * self.config.n_layers // deepest.config.n_layers
-        return self._of_all(LanguageModel.weights_bytes) + state_bytes + counts.peak
+        return self._of_all(LanguageModel.weights_bytes) + state_bytes + max(counts.peak, counts.making)
 
     def _of_all(self, count: Callable[[LanguageModel], int]) -> int:
         """What is counted of a model, of all layers."""
@@ -182,13 +194,12 @@ class Predictor:
         first, last = shallow[0], shallow[-1]
         more = self.config.n_layers - 1
         grown = {name: (getattr(first, name), getattr(last, name)) for name in SCALED}
-        return Counts(last.peak, **{name: one + more * (two - one) for name, (one, two) in grown.items()})
+        scaled = {name: one + more * (two - one) for name, (one, two) in grown.items()}
+        return replace(last, **scaled)
 
     def _step(self, model: LanguageModel, seq_len: int, batch_size: int) -> Counts:
         """One step; its operations are those of the plain step, which a native one makes unseen."""
-        with self._fake, torch.no_grad():
-            if not self._native:
-                model.decode_backend = "torch"
+        with self._traced(), torch.no_grad():
             counts = self._step_counts(model, seq_len, batch_size)
             if model.decode_backend == "native":
                 model.decode_backend = "torch"
@@ -198,18 +209,21 @@ class Predictor:
 
     def _step_counts(self, model: LanguageModel, seq_len: int, batch_size: int) -> Counts:
         token = torch.zeros(batch_size, dtype=torch.int64)
-        state = model.init_state(batch_size, seq_len)
+        outside = [*model.parameters(), *model.buffers(), token]
+        with Ledger(outside) as ledger:
+            state = model.init_state(batch_size, seq_len)
+        making = self._peak(ledger) - state.nbytes
         state.fill_(seq_len - 1)
         model.positions(0, 1)  # makes what a model makes once and keeps: a measured step finds it there
         held, must_move = state.nbytes, state.step_bytes()
-        with Ledger([*model.parameters(), *model.buffers(), token]) as ledger:
+        with Ledger(outside) as ledger:
             ledger.hold(state.tensors())
             model.step(token, state)
         work = (ledger.allocated - held, ledger.moved, ledger.flops)
-        return Counts(self._peak(ledger) - state.nbytes, state.nbytes, must_move, *work)
+        return Counts(self._peak(ledger) - state.nbytes, state.nbytes, must_move, *work, making)
 
     def _prefill(self, model: LanguageModel, seq_len: int, batch_size: int) -> Counts:
-        with self._fake, torch.no_grad():
+        with self._traced(), torch.no_grad():
             tokens = torch.zeros(batch_size, seq_len, dtype=torch.int64)
             model.positions(0, 1)
             with Ledger([*model.parameters(), *model.buffers(), tokens]) as ledger:

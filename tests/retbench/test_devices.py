@@ -246,6 +246,32 @@ def test_beyond_its_limit_allocation_fails_and_below_it_works() -> None:
     assert float(total) == 128 * 2**18
 
 
+LIMITED_AGAIN = """
+import torch
+from retbench.devices.cpu import DEVICE
+def fits(mib):
+    try:
+        return torch.empty(mib * 2**18) is not None
+    except RuntimeError:
+        return False
+DEVICE.limit_memory(256 * 2**20)
+kept = torch.empty(192 * 2**18)
+print(fits(128))
+DEVICE.limit_memory(256 * 2**20)  # what is kept is not the cell's
+print(fits(128), fits(320))
+DEVICE.limit_memory(256 * 2**20, kept.nbytes)  # it is
+print(fits(128), fits(32))
+"""
+
+
+def test_a_later_limit_counts_what_the_cell_holds_and_nothing_else() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED_AGAIN], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
+    )
+
+    assert done.stdout.split() == ["False", "True", "False", "False", "True"]
+
+
 def test_the_cpu_describes_itself_without_the_name_of_its_host() -> None:
     facts, slug = CPU.describe(), CPU.slug()
 

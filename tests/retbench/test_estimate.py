@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from models import build
 from models.flops import forward_flops
+from retbench.devices.cpu import DEVICE as CPU
 from retbench.environment import ROOT
 from retbench.measure.estimate import RESOLUTION, estimate, largest_fitting
 from retbench.measure.ledger import Ledger
@@ -115,6 +116,20 @@ def test_what_an_estimate_calls_the_largest_fits_and_a_little_more_does_not(syst
     assert peak(64, batch) <= memory_bytes < peak(64, batch + batch // RESOLUTION + 1)
     if longest < MAX_SEQ_LEN:
         assert peak(longest, 2) <= memory_bytes < peak(longest + longest // RESOLUTION + 1, 2)
+
+
+def test_a_length_fits_whose_state_can_be_made() -> None:
+    memory_bytes, model = 2**24, build("hyena", "tiny", vocab_size=512)
+    model.init_state(1, 8)  # what is made once is made
+
+    def made(seq_len: int) -> int:
+        peak = CPU.peak_memory(lambda: None, lambda _: model.init_state(2, seq_len))
+        return model.weights_bytes() + peak.tensor_bytes
+
+    found = estimate(cell("hyena", vocab_size=512), memory_bytes)
+    longest = found["longest_seq_len"]
+    assert made(longest) <= memory_bytes < made(longest + longest // RESOLUTION + 1)
+    assert found["peak_memory_bytes"] == made(64)
 
 
 @pytest.mark.slow

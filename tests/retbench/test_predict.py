@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from models import SIZES, build
 from models.catalogue import paper_systems
+from models.native.library import plain_code
 from models.quantization import quantize_
 from retbench.devices.cpu import DEVICE as CPU
 from retbench.environment import ROOT
@@ -75,14 +77,19 @@ def test_the_bytes_that_a_step_moves_are_weights_without_the_embedding_and_the_s
     assert predicted["step_bytes"] == predicted["weights_bytes"] - embedding + state
 
 
-def residuals(of: Cell) -> dict[str, int]:
+def residuals(of: Cell, native: bool = False) -> dict[str, int]:
     """Predicted less measured bytes of decode, prefill and a training step, all by the plain code of the reference."""
-    predictor, shape = Predictor(of, native=False, ask=True), (of.batch_size, of.seq_len)
+    predictor = Predictor(of, native, ask=True)
+    with nullcontext() if native else plain_code():
+        return _residuals(of, predictor)
+
+
+def _residuals(of: Cell, predictor: Predictor) -> dict[str, int]:
+    shape = (of.batch_size, of.seq_len)
     model = build(of.system, of.size, **of.overrides)
     weights_bytes = model.weights_bytes()
     task = Task(of, CPU, Deadline(60.0), {})
     with torch.inference_mode():
-        model.decode_backend = "torch"
         _step_peak(model, task, of.seq_len)  # what is made once is made
         step, _ = _step_peak(model, task, of.seq_len)
         prompt = torch.zeros(shape, dtype=torch.int64)
@@ -102,14 +109,14 @@ def residuals(of: Cell) -> dict[str, int]:
     return {name: nbytes - weights_bytes for name, nbytes in found.items()}
 
 
-def check_residuals(of: Cell) -> None:
+def check_residuals(of: Cell, native: bool = False) -> None:
     """All are zero but for two exceptions.
 
     Lstm: oneDNN's kernel orders the weights anew and keeps gates, in memory of its own that no operator shows.
     Products with a Python number: torch keeps the number for the gradient, as 8 bytes that no operator makes.
     What libraries take for their operators is no exception: these are run by themselves for a prediction.
     """
-    found = residuals(of)
+    found = residuals(of, native)
     print(f"{of.label}: {found}")
     if of.system == "lstm":
         assert found.pop("decode") == 0
@@ -137,6 +144,23 @@ def test_every_system_is_predicted_to_the_byte_at_every_size_that_fits_here(
     check_residuals(cell(system, size, seq_len=seq_len))
 
 
+@pytest.mark.parametrize("system", paper_systems())
+def test_what_must_fit_to_decode_is_a_step_or_making_its_state_to_the_byte(system: str) -> None:
+    of = cell(system, seq_len=1300, vocab_size=512)
+    predictor, point = Predictor(of, native=False, ask=True), (of.seq_len, of.batch_size)
+    model, task = build(system, "tiny", vocab_size=512), Task(of, CPU, Deadline(60.0), {})
+    with torch.inference_mode(), plain_code():
+        _step_peak(model, task, of.seq_len)  # what is made once is made
+        made = CPU.peak_memory(lambda: None, lambda _: model.init_state(of.batch_size, of.seq_len)).tensor_bytes
+        step = _step_peak(model, task, of.seq_len)[0].tensor_bytes
+        empty_bytes = model.init_state(of.batch_size, of.seq_len).nbytes
+
+    assert predictor._step(predictor._shallow[-1], *point).making == made - empty_bytes
+    assert predictor.peak(*point) == model.weights_bytes() + max(made, step)
+    assert predictor.decode(*point)["peak_memory_bytes"] == model.weights_bytes() + step  # the state was made before
+    assert (made > step) == (system in ("h3", "hyena"))
+
+
 @pytest.mark.parametrize("training", [Training("block", loss="chunked"), Training(grad_accumulation=2)])
 @pytest.mark.parametrize("system", ["retnet", "transformer-flash"])
 def test_every_way_to_train_is_predicted_to_the_byte(system: str, training: Training) -> None:
@@ -157,10 +181,11 @@ def test_the_native_step_is_predicted_to_the_byte(system: str, seq_len: int, bat
     assert predicted["peak_memory_bytes"] == model.weights_bytes() + peak.tensor_bytes
 
 
+@pytest.mark.parametrize("native", [False, True])
 @pytest.mark.parametrize("size", ["tiny", "mini"])
 @pytest.mark.parametrize("system", paper_systems())
-def test_every_system_is_predicted_to_the_byte_in_bf16(system: str, size: str) -> None:
-    check_residuals(cell(system, size, seq_len=300, vocab_size=512, dtype="bf16"))
+def test_every_system_is_predicted_to_the_byte_in_bf16(system: str, size: str, native: bool) -> None:
+    check_residuals(cell(system, size, seq_len=300, vocab_size=512, dtype="bf16"), native)
 
 
 @pytest.mark.slow
