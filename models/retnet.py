@@ -68,7 +68,7 @@ class RetNetConfig(Config):
     group_norm_affine: bool = False  # one weight over the value dim, shared by all heads
     chunk_size: int = 256
     form: Form = "chunkwise"
-    retention: Literal["auto", "torch", "fla"] = "auto"  # auto: AMX in bf16, fla-core on CUDA where its probe agrees
+    retention: Literal["auto", "torch", "fla"] = "auto"  # auto: tiles in bf16, fla-core on CUDA where its probe agrees
 
     def __post_init__(self) -> None:
         if min(self.chunk_size, self.value_factor, self.heads_factor) < 1:
@@ -155,7 +155,7 @@ class MultiScaleRetention(Mixer):
         """x (B, T, D) -> (B, T, D) in the form that the positions name."""
         shared, kept = cast(RetentionPositions, positions), cast(RetentionState | None, state)
         memory = kept.memory if kept else self._empty(x.shape[0])
-        is_native = shared.form == "chunkwise" and shared.backend == "amx"
+        is_native = shared.form == "chunkwise" and shared.backend == "tiles"
         out, memory = (self._mixed_natively if is_native else self._mixed)(x, shared, memory)  # (B, T, H, V)
         if kept:
             kept.memory.copy_(memory)
@@ -312,7 +312,7 @@ class RetNet(LanguageModel):
         weight = self.embedding.weight
         if weight.is_cuda:
             return "fla"
-        return "amx" if weight.dtype == torch.bfloat16 and weight.device.type == "cpu" else None
+        return "tiles" if weight.dtype == torch.bfloat16 and weight.device.type == "cpu" else None
 
     @property
     def notes(self) -> dict[str, object]:

@@ -41,7 +41,7 @@ struct RetentionTensors {
   float* grad_state;
 };
 
-#ifdef __AMX_BF16__
+#ifdef __AVX512BF16__
 
 namespace {
 
@@ -252,17 +252,17 @@ class Head {
            const Operand& scaled, const Operand& state, int64_t n, int64_t other) const {
     int64_t rows = m / TILE_ROWS, diagonal = m / TILE_DEPTH;
     int64_t from = transposed ? diagonal : 0, to = transposed ? c.padded / TILE_DEPTH : diagonal + 1;
-    zero_sums();
-    add_product(scores, rows, right, n / TILE_ROWS, other / TILE_ROWS, from, to);
-    add_product(scaled, rows, state, n / TILE_ROWS, other / TILE_ROWS, 0, scaled.depth);
-    store_sums(block_);
+    Block sums(block_, true);
+    sums.add(scores, rows, right, n / TILE_ROWS, other / TILE_ROWS, from, to);
+    sums.add(scaled, rows, state, n / TILE_ROWS, other / TILE_ROWS, 0, scaled.depth);
+    sums.store();
   }
 
   /* block = 32 rows of left x 32 columns of right, over their whole depth. */
   void multiply(const Operand& left, int64_t m, const Operand& right, int64_t n) const {
-    zero_sums();
-    add_product(left, m / TILE_ROWS, right, n / TILE_ROWS, n / TILE_ROWS + 1, 0, left.depth);
-    store_sums(block_);
+    Block sums(block_, true);
+    sums.add(left, m / TILE_ROWS, right, n / TILE_ROWS, n / TILE_ROWS + 1, 0, left.depth);
+    sums.store();
   }
 
   static BFloat* place(const Operand& operand, int64_t r, int64_t d) {
@@ -367,10 +367,9 @@ class StateSums {
   void add(const Operand& left, const Operand& right, int64_t depth) {
     for (int64_t v = 0; v < width_; v += SIDE) {
       for (int64_t k = 0; k < d_k_; k += SIDE) {
-        float* sums = block(k, v);
-        load_sums(sums);
-        add_product(left, k / TILE_ROWS, right, v / TILE_ROWS, v / TILE_ROWS + 1, 0, depth);
-        store_sums(sums);
+        Block sums(block(k, v), false);
+        sums.add(left, k / TILE_ROWS, right, v / TILE_ROWS, v / TILE_ROWS + 1, 0, depth);
+        sums.store();
       }
     }
   }
@@ -588,9 +587,9 @@ void retbench_retention(const RetentionShape* shape, const RetentionTensors* ten
     if (thread >= work.workers) return;
     Pieces pieces(scratch + thread * work.bytes);
     Forward forward(*shape, *tensors, pieces, width);
-    configure_whole_tiles();
+    begin_products();
     for (int64_t task; (task = on.team.claim()) < work.tasks;) forward.run(task / parts, task % parts * width);
-    _tile_release();
+    end_products();
   });
 }
 
@@ -603,12 +602,12 @@ void retbench_retention_backward(const RetentionShape* shape, const RetentionTen
     if (thread >= work.workers) return;
     Pieces pieces(scratch + thread * work.bytes);
     Backward backward(*shape, *tensors, pieces);
-    configure_whole_tiles();
+    begin_products();
     for (int64_t task; (task = on.team.claim()) < work.tasks;) {
       if (task < work.tasks / 2) backward.of_keys_and_values(task);  // the longer ones first
       else backward.of_queries(task - work.tasks / 2);
     }
-    _tile_release();
+    end_products();
   });
 }
 

@@ -1,4 +1,4 @@
-"""Chunkwise retention and its gradients as native calls in bf16 by AMX tiles, with ``models.retention`` as reference.
+"""Chunkwise retention and its gradients as native calls in bf16 by tiles, with ``models.retention`` as reference.
 
 Rotation and decay are applied on the way, and the backward pass computes scores and states again: what is kept for the
 gradient are the projections themselves.

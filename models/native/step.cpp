@@ -75,8 +75,9 @@ class Arena {
 
 /* What only one thread writes and reads. */
 struct Private {
+  int thread;
   float* values;   // (B, widest input of a product)
-  BFloat* packed;  // the same for tiles
+  BFloat* packed;  // the same in bf16
   float* tile;     // (B, CHUNK_ROWS) results of a product
   float* q;        // (H / G, K) rotated
   float* k;        // (K,) one head of anything
@@ -103,10 +104,11 @@ struct Scratch {
     inputs = std::max({s.d_model, s.n_heads * s.d_v, s.d_ffn});
   }
 
-  Private next_private(const Shape& s) {
+  Private next_private(const Shape& s, int thread) {
     Private mine;
+    mine.thread = thread;
     mine.values = arena.take<float>(s.batch * inputs);
-    mine.packed = arena.take<BFloat>(s.bf16 && use_tiles<BFloat>(s.batch) ? packed_size(s.batch, inputs) : 0);
+    mine.packed = arena.take<BFloat>(s.bf16 && use_packed<BFloat>(s.batch) ? packed_size(s.batch, inputs) : 0);
     mine.tile = arena.take<float>(s.batch * CHUNK_ROWS);
     mine.q = arena.take<float>(s.n_heads / s.n_kv_heads * s.d_k);
     mine.k = arena.take<float>(s.d_k);
@@ -156,7 +158,7 @@ class Step {
   Step(const Shape& shape, const Model& model, void* const* state, T* logits, void* memory, Team& team)
       : s_(shape), model_(model), state_(state), logits_(logits), team_(team),
         splits_(attention_splits(shape, team.size())), scratch_(shape, splits_, memory) {
-    for (int thread = 0; thread < team.size(); thread++) private_.push_back(scratch_.next_private(shape));
+    for (int thread = 0; thread < team.size(); thread++) private_.push_back(scratch_.next_private(shape, thread));
   }
 
   /* What one thread does in a moment before the others start: embeds the tokens, computes the rotation. */
@@ -244,7 +246,7 @@ class Step {
   /* The retention of every head, split over the values. */
   void retain_all(int64_t index, Private& mine) {
     int64_t heads = s_.batch * s_.n_heads, splits = splits_of(heads, s_.d_v, 128, team_.size());
-    for (int64_t piece; (piece = team_.claim()) < heads * splits;) {
+    for (int64_t piece; (piece = team_.claim_near(mine.thread, heads * splits)) < heads * splits;) {
       int64_t task = piece / splits, split = piece % splits, b = task / s_.n_heads, head = task % s_.n_heads;
       int64_t lines = round_up(s_.d_v, LANES) / LANES;  // a split starts on a cache line
       int64_t first = split * lines / splits * LANES, end = std::min((split + 1) * lines / splits * LANES, s_.d_v);
@@ -278,7 +280,7 @@ class Step {
   void attend_all(int64_t index, Private& mine) {
     T *keys = static_cast<T*>(state_[2 * index]), *values = static_cast<T*>(state_[2 * index + 1]);
     int64_t tasks = s_.batch * s_.n_kv_heads, shared = s_.n_heads / s_.n_kv_heads, length = s_.position + 1;
-    for (int64_t piece; (piece = team_.claim()) < tasks * splits_;) {
+    for (int64_t piece; (piece = team_.claim_near(mine.thread, tasks * splits_)) < tasks * splits_;) {
       int64_t task = piece / splits_, split = piece % splits_, b = task / s_.n_kv_heads, group = task % s_.n_kv_heads;
       int64_t first = split * length / splits_, end = (split + 1) * length / splits_;
       const float* row = scratch_.wide + b * scratch_.width;
@@ -344,24 +346,24 @@ class Step {
   }
 
   const Activations& packed(const Activations& x) const {
-    if (use_tiles<T>(s_.batch)) pack(x);
+    if (use_packed<T>(s_.batch)) pack(x);
     return x;
   }
 
   /* The products of matrices with the same input, as one phase: chunks of their rows. */
   void project(const Activations& x, Private& mine, std::initializer_list<Projection> projections) {
-    int64_t rows = 0, first = 0, piece = team_.claim();
+    int64_t rows = 0, pieces = 0;
     for (const Projection& p : projections) rows += p.rows;
     int64_t most = std::min(CHUNK_ROWS, CHUNK_BYTES / (x.depth * int64_t(sizeof(T))));
     int64_t chunk = round_up(std::max<int64_t>(1, std::min(most, rows / (8 * team_.size()))), 2 * TILE_ROWS);
-    for (const Projection& p : projections) {
-      int64_t chunks = (p.rows + chunk - 1) / chunk;
-      for (; piece < first + chunks; piece = team_.claim()) {
-        int64_t start = (piece - first) * chunk, count = std::min(chunk, p.rows - start);
-        multiply_rows(p.matrix, start, count, x, mine.tile);
-        for (int64_t b = 0; b < s_.batch; b++) finish(p, mine.tile + b * CHUNK_ROWS, count, b * p.stride + start);
-      }
-      first += chunks;
+    auto chunks = [&](const Projection& p) { return (p.rows + chunk - 1) / chunk; };
+    for (const Projection& p : projections) pieces += chunks(p);
+    for (int64_t piece; (piece = team_.claim_near(mine.thread, pieces)) < pieces;) {
+      const Projection* p = projections.begin();
+      for (; piece >= chunks(*p); p++) piece -= chunks(*p);
+      int64_t start = piece * chunk, count = std::min(chunk, p->rows - start);
+      multiply_rows(p->matrix, start, count, x, mine.tile);
+      for (int64_t b = 0; b < s_.batch; b++) finish(*p, mine.tile + b * CHUNK_ROWS, count, b * p->stride + start);
     }
     team_.barrier();
   }
@@ -418,7 +420,7 @@ extern "C" {
 /* Bytes of memory that ``retbench_step`` needs for what it computes on the way. */
 int64_t retbench_scratch_bytes(const Shape* shape, int64_t threads) {
   Scratch scratch(*shape, attention_splits(*shape, int(threads)), nullptr);
-  for (int64_t thread = 0; thread < threads; thread++) scratch.next_private(*shape);
+  for (int64_t thread = 0; thread < threads; thread++) scratch.next_private(*shape, int(thread));
   return scratch.arena.used();
 }
 

@@ -60,7 +60,7 @@ class Signal {
 class Team {
  public:
   /* The caller is the first of ``size`` threads; where no more can be made the team is smaller. */
-  explicit Team(int size) {
+  explicit Team(int size) : taken_(size) {
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);  // signals are for the threads of the program
@@ -95,13 +95,29 @@ class Team {
     if (arrived_.fetch_add(1) + 1 < size()) return passed_.wait_after(seen);
     arrived_ = 0;
     claimed_ = 0;
+    for (Count& taken : taken_) taken.value = 0;
     passed_.advance();
   }
 
   /* The next piece of the work between two barriers: 0, 1, 2 ..., each given to one thread. */
   int64_t claim() { return claimed_.fetch_add(1, std::memory_order_relaxed); }
 
+  /* As ``claim`` of so many pieces, ``pieces`` when none is left. A thread goes through a share of its own, the same in
+  every step and in the order of memory, and then helps others with theirs. */
+  int64_t claim_near(int thread, int64_t pieces) {
+    for (int i = 0; i < size(); i++) {
+      int64_t whose = (thread + i) % size();
+      int64_t piece = whose * pieces / size() + taken_[whose].value.fetch_add(1, std::memory_order_relaxed);
+      if (piece < (whose + 1) * pieces / size()) return piece;
+    }
+    return pieces;
+  }
+
  private:
+  struct alignas(64) Count {
+    std::atomic<int64_t> value{0};
+  };
+
   void serve(int thread) {
     for (uint32_t seen = 0;; seen++) {
       start_.wait_after(seen);
@@ -117,6 +133,7 @@ class Team {
   alignas(64) Signal passed_;
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<int64_t> claimed_{0};
+  std::vector<Count> taken_;  // of each thread's share
   std::vector<std::thread> threads_;
 };
 

@@ -1,10 +1,10 @@
-/* Products of bf16 matrices by AMX: registers of 16 x 16 sums in float32, fed by tiles of 16 x 32 numbers.
+/* Products of bf16 matrices in blocks of 32 x 32 sums in float32: by AMX, or by vectors of AVX512-BF16 elsewhere.
 
 A matrix is kept as tiles of 1 KiB, one after the other, in one of three layouts; all sides are multiples of 32:
 - left  (M, D): the left operand. Tile (m, d) is 16 rows of 32 numbers; the tiles of a row of tiles are neighbours.
 - right (D, N): the right operand. Tile (d, n) is 16 pairs of rows of 16 columns, the two of a pair side by side; the
   tiles of a column of tiles are neighbours.
-- sums  (M, N): float32, in blocks of 32 x 32, each four tiles of 16 x 16.
+- sums  (M, N): float32, in blocks of 32 x 32, each four tiles of 16 x 16: (0, 0), (0, 1), (1, 0), (1, 1).
 Seen as 16 x 16 words of two numbers, a tile of X as left operand is the transpose of that of X^T as right operand. */
 #pragma once
 
@@ -12,19 +12,20 @@ Seen as 16 x 16 words of two numbers, a tile of X as left operand is the transpo
 
 #include "vectors.h"
 #ifdef __AMX_BF16__
-#include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
 
 constexpr int64_t TILE_ROWS = 16, TILE_DEPTH = 32;  // of a tile of bf16
 
-/* Whether this processor has tiles and the kernel lets us use them. */
+/* Whether this processor has what products of tiles are made of, and the kernel lets us use it. */
 inline bool has_tiles() {
 #ifdef __AMX_BF16__
   constexpr int REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;
   static const bool granted = syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
   return granted;
+#elif defined(__AVX512BF16__)
+  return true;
 #else
   return false;
 #endif
@@ -49,17 +50,13 @@ struct alignas(64) TileConfig {
 inline void publish(const void* data) { asm volatile("" : : "r"(data) : "memory"); }
 inline void publish_all() { asm volatile("" : : : "memory"); }
 
-constexpr int64_t SIDE = 2 * TILE_ROWS;                   // rows and columns of sums that are computed together
+#endif
+
+#ifdef __AVX512BF16__
+
+constexpr int64_t SIDE = 2 * TILE_ROWS;                   // rows and columns of a block of sums
 constexpr int64_t TILE_NUMBERS = TILE_ROWS * TILE_DEPTH;  // of bf16
 constexpr int64_t TILE_SUMS = TILE_ROWS * TILE_ROWS;
-
-/* For whole tiles: 0-3 sums of 2 x 2 tiles, 4-5 left operand, 6-7 right operand. */
-inline void configure_whole_tiles() {
-  TileConfig config;
-  for (int tile = 0; tile < 8; tile++) config.set(tile, TILE_ROWS, 64);
-  publish(&config);
-  _tile_loadconfig(&config);
-}
 
 /* An operand in its layout; ``depth`` in tiles. */
 struct Operand {
@@ -69,48 +66,128 @@ struct Operand {
   BFloat* tile(int64_t across, int64_t along) const { return tiles + (across * depth + along) * TILE_NUMBERS; }
 };
 
-inline void zero_sums() {
-  publish_all();
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
+#ifdef __AMX_BF16__
+
+/* What a thread does before and after products. */
+inline void begin_products() {
+  TileConfig config;  // 0-3 sums of 2 x 2 tiles, 4-5 left operand, 6-7 right operand
+  for (int tile = 0; tile < 8; tile++) config.set(tile, TILE_ROWS, 64);
+  publish(&config);
+  _tile_loadconfig(&config);
 }
 
-/* Adds left x right, only the tiles ``from`` .. ``to`` of their depth, for the 32 rows from tile m on and the columns
-of tiles n and ``other``. */
-inline void add_product(const Operand& left, int64_t m, const Operand& right, int64_t n, int64_t other, int64_t from,
-                        int64_t to) {
-  const BFloat *a = left.tile(m, from), *b = right.tile(n, from);
-  const int64_t next_a = left.depth * TILE_NUMBERS, next_b = (other - n) * right.depth * TILE_NUMBERS;
-  for (int64_t d = from; d < to; d++, a += TILE_NUMBERS, b += TILE_NUMBERS) {
-    _tile_loadd(4, a, 64);
-    _tile_loadd(6, b, 64);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(7, b + next_b, 64);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_loadd(5, a + next_a, 64);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
+inline void end_products() { _tile_release(); }
+
+/* A block of sums while products are added to it. One at a time: it is kept in registers. */
+class Block {
+ public:
+  /* Goes on from what ``sums`` holds or, ``fresh``, from zeros. */
+  Block(float* sums, bool fresh) : sums_(sums) {
+    publish_all();
+    if (fresh) {
+      _tile_zero(0);
+      _tile_zero(1);
+      _tile_zero(2);
+      _tile_zero(3);
+    } else {
+      _tile_loadd(0, sums, 64);
+      _tile_loadd(1, sums + TILE_SUMS, 64);
+      _tile_loadd(2, sums + 2 * TILE_SUMS, 64);
+      _tile_loadd(3, sums + 3 * TILE_SUMS, 64);
+    }
   }
-}
 
-/* Sums of 32 x 32 as tiles (0, 0), (0, 1), (1, 0), (1, 1), one after the other. */
-inline void load_sums(const float* sums) {
-  publish_all();
-  _tile_loadd(0, sums, 64);
-  _tile_loadd(1, sums + TILE_SUMS, 64);
-  _tile_loadd(2, sums + 2 * TILE_SUMS, 64);
-  _tile_loadd(3, sums + 3 * TILE_SUMS, 64);
-}
+  /* Adds left x right, only the tiles ``from`` .. ``to`` of their depth, for the 32 rows from tile m on and the columns
+  of tiles n and ``other``. */
+  void add(const Operand& left, int64_t m, const Operand& right, int64_t n, int64_t other, int64_t from, int64_t to) {
+    const BFloat *a = left.tile(m, from), *b = right.tile(n, from);
+    const int64_t next_a = left.depth * TILE_NUMBERS, next_b = (other - n) * right.depth * TILE_NUMBERS;
+    for (int64_t d = from; d < to; d++, a += TILE_NUMBERS, b += TILE_NUMBERS) {
+      _tile_loadd(4, a, 64);
+      _tile_loadd(6, b, 64);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(7, b + next_b, 64);
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_loadd(5, a + next_a, 64);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+  }
 
-inline void store_sums(float* sums) {
-  _tile_stored(0, sums, 64);
-  _tile_stored(1, sums + TILE_SUMS, 64);
-  _tile_stored(2, sums + 2 * TILE_SUMS, 64);
-  _tile_stored(3, sums + 3 * TILE_SUMS, 64);
-  publish_all();
-}
+  /* Puts the sums where they were read. */
+  void store() const {
+    _tile_stored(0, sums_, 64);
+    _tile_stored(1, sums_ + TILE_SUMS, 64);
+    _tile_stored(2, sums_ + 2 * TILE_SUMS, 64);
+    _tile_stored(3, sums_ + 3 * TILE_SUMS, 64);
+    publish_all();
+  }
+
+ private:
+  float* sums_;
+};
+
+#else
+
+inline void begin_products() {}
+inline void end_products() {}
+
+/* The same by vectors: 8 rows of 32 sums are in registers at a time. */
+class Block {
+ public:
+  Block(float* sums, bool fresh) : sums_(sums), fresh_(fresh) {}
+
+  void add(const Operand& left, int64_t m, const Operand& right, int64_t n, int64_t other, int64_t from, int64_t to) {
+    if (from >= to) return;
+    for (int64_t r = 0; r < SIDE; r += ROWS) {
+      const BFloat* a = left.tile(m + r / TILE_ROWS, from) + r % TILE_ROWS * TILE_DEPTH;
+      add_rows(a, right.tile(n, from), right.tile(other, from), to - from, sums_ + row_of(r));
+    }
+    fresh_ = false;
+  }
+
+  void store() const {
+    if (fresh_) std::fill(sums_, sums_ + SIDE * SIDE, 0.0f);
+  }
+
+ private:
+  static constexpr int ROWS = 8;
+
+  static int64_t row_of(int64_t r) { return r / TILE_ROWS * 2 * TILE_SUMS + r % TILE_ROWS * TILE_ROWS; }
+
+  void add_rows(const BFloat* a, const BFloat* b, const BFloat* b_other, int64_t depth, float* sums) const {
+    __m512 low[ROWS], high[ROWS];
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; r++) {
+      low[r] = fresh_ ? _mm512_setzero_ps() : _mm512_loadu_ps(sums + r * TILE_ROWS);
+      high[r] = fresh_ ? _mm512_setzero_ps() : _mm512_loadu_ps(sums + r * TILE_ROWS + TILE_SUMS);
+    }
+    for (int64_t d = 0; d < depth; d++, a += TILE_NUMBERS, b += TILE_NUMBERS, b_other += TILE_NUMBERS) {
+      for (int pair = 0; pair < TILE_ROWS; pair++) {
+        __m512bh first = (__m512bh)_mm512_loadu_si512(b + pair * TILE_DEPTH);
+        __m512bh second = (__m512bh)_mm512_loadu_si512(b_other + pair * TILE_DEPTH);
+#pragma GCC unroll 8
+        for (int r = 0; r < ROWS; r++) {
+          int32_t word;
+          memcpy(&word, a + r * TILE_DEPTH + 2 * pair, sizeof word);
+          __m512bh both = (__m512bh)_mm512_set1_epi32(word);
+          low[r] = _mm512_dpbf16_ps(low[r], both, first);
+          high[r] = _mm512_dpbf16_ps(high[r], both, second);
+        }
+      }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; r++) {
+      _mm512_storeu_ps(sums + r * TILE_ROWS, low[r]);
+      _mm512_storeu_ps(sums + r * TILE_ROWS + TILE_SUMS, high[r]);
+    }
+  }
+
+  float* sums_;
+  bool fresh_;
+};
+
+#endif
 
 /* Row r of such sums: of its first 16 columns; those of the others are TILE_SUMS further on. */
 inline int64_t row_of_sums(int64_t r) { return r / TILE_ROWS * 2 * TILE_SUMS + r % TILE_ROWS * TILE_ROWS; }
@@ -173,6 +250,19 @@ inline void transpose_tile(const BFloat* from, BFloat* to) {
   for (int r = 0; r < 16; r++) rows[r] = load_pairs(from + r * TILE_DEPTH);
   transpose_words(rows);
   for (int r = 0; r < 16; r++) store_pairs(to + r * TILE_DEPTH, rows[r]);
+}
+
+/* A block of sums -> its transpose, in place. */
+inline void transpose_sums(float* sums) {
+  Pairs tiles[4][TILE_ROWS];
+  for (int tile = 0; tile < 4; tile++) {
+    for (int64_t r = 0; r < TILE_ROWS; r++) tiles[tile][r] = load_pairs(sums + tile * TILE_SUMS + r * TILE_ROWS);
+    transpose_words(tiles[tile]);
+  }
+  for (int tile = 0; tile < 4; tile++) {
+    const Pairs* from = tiles[tile == 1 ? 2 : tile == 2 ? 1 : tile];
+    for (int64_t r = 0; r < TILE_ROWS; r++) store_pairs(sums + tile * TILE_SUMS + r * TILE_ROWS, from[r]);
+  }
 }
 
 /* X (rows, depth) as left operand -> X^T as right operand, or X^T as right operand -> X as left: the same tiles. */

@@ -1,4 +1,4 @@
-"""Whether native code for AMX tiles stands in for plain code here: a probe of all of it, with gradients."""
+"""Whether native code by tiles stands in for plain code here: a probe of all of it, with gradients."""
 
 # B batch, T positions, H heads, K key dim, V value dim
 
@@ -29,7 +29,11 @@ def refusal() -> str | None:
     loaded = library()
     if isinstance(loaded, UnavailableError):
         return str(loaded)
-    return _probed() if loaded.retbench_has_tiles() else "native code for bfloat16 needs a processor with AMX"
+    return (
+        _probed()
+        if loaded.retbench_has_tiles()
+        else "native code for bfloat16 needs a processor with AVX512-BF16 or AMX"
+    )
 
 
 @cache

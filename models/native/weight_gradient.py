@@ -1,4 +1,4 @@
-"""The gradient of a linear layer's weights as a native call in bf16 by AMX tiles; the reference is torch's product."""
+"""The gradient of a linear layer's weights as a native call in bf16 by tiles; the reference is torch's product."""
 
 # N rows, I input channels, O output channels
 

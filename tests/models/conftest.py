@@ -1,4 +1,4 @@
-"""What the tests of the models run in: one thread and, on request, AMX or stand-ins for CUDA graphs and packages."""
+"""What the tests of the models run in: one thread and, on request, tiles or stand-ins for CUDA graphs and packages."""
 
 import sys
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiles() -> None:
-    """Skips the test where native code has no AMX tiles."""
+    """Skips the test where native code has no tiles."""
     reason = refusal()
     if reason is not None:
         pytest.skip(reason)

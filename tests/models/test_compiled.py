@@ -146,7 +146,7 @@ def test_compiled_blocks_call_the_native_operators_and_train_as_near_to_float64(
     assert called["retbench::retention_forward"] == 2 * 2  # for the loss and for the gradients, of both layers
     assert called["retbench::retention_backward"] == 2
     assert called["retbench::weight_gradient"] == 2 * 7 + 1
-    assert model.backend == "amx"
+    assert model.backend == "tiles"
     for name, wanted in exact.items():
         assert relative_error(found[name], wanted) < 2 * relative_error(uncompiled[name], wanted) + 2**-7, name
 

@@ -1,4 +1,4 @@
-"""Retention by AMX tiles: as near to float64 as the plain form in bf16, exact where numbers are; else torch's own."""
+"""Retention by tiles: as near to float64 as the plain form in bf16, exact where numbers are; else torch's own."""
 
 # B batch, T positions, H heads, K key dim, V value dim of a head
 
@@ -417,7 +417,7 @@ def check_training(model: LanguageModel, tokens: Tensor) -> None:
         assert model.backend == "torch"
         plain = trained(model, tokens)
 
-    assert model.backend == "amx"
+    assert model.backend == "tiles"
     actual = trained(model, tokens)
 
     assert relative_error(actual["loss"], expected["loss"]) < 2 * relative_error(plain["loss"], expected["loss"]) + 1e-3
@@ -450,7 +450,7 @@ def test_prefill_in_pieces_then_native_steps_are_as_near_to_float64_as_plain_one
 
     actual = read(model, tokens, pieces)
 
-    assert (model.backend, model.decode_backend) == ("amx", "native")
+    assert (model.backend, model.decode_backend) == ("tiles", "native")
     assert relative_error(actual, exact) < 1.5 * relative_error(plain, exact) + ROUNDING
     with torch.inference_mode():
         assert torch.equal(read(model, tokens, pieces), actual)
@@ -524,8 +524,8 @@ def test_a_model_that_wants_torch_gets_it_without_a_word() -> None:
 def test_heads_and_norms_that_tiles_do_not_know_are_left_to_torch(options: dict[str, object], reason: str) -> None:
     model = model_in_bf16(options)
 
-    assert reason in model.backend_refusals()["amx"]
-    assert reason in str(model.notes["amx"])
+    assert reason in model.backend_refusals()["tiles"]
+    assert reason in str(model.notes["tiles"])
     check_torch_does_it(model, gradients=False)
 
 
@@ -535,16 +535,16 @@ def test_without_a_compiler_torch_does_it_and_says_why(monkeypatch: pytest.Monke
     monkeypatch.setattr("shutil.which", lambda _: None)
     model = model_in_bf16({})
 
-    assert "needs a C++ compiler" in model.backend_refusals()["amx"]
+    assert "needs a C++ compiler" in model.backend_refusals()["tiles"]
     assert "needs a C++ compiler" in str(refusal())
     check_torch_does_it(model, gradients=True)
 
 
-def test_without_amx_torch_does_it_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_tiles_torch_does_it_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "loaded_library", lambda: SimpleNamespace(retbench_has_tiles=lambda: 0))
     model = model_in_bf16({})
 
-    assert model.backend_refusals() == {"amx": "native code for bfloat16 needs a processor with AMX"}
+    assert model.backend_refusals() == {"tiles": "native code for bfloat16 needs a processor with AVX512-BF16 or AMX"}
     check_torch_does_it(model, gradients=True)
 
 

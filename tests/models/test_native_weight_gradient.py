@@ -1,4 +1,4 @@
-"""Gradients of weights by AMX tiles: the product of float64 but for rounding, used by linear layers where they can."""
+"""Gradients of weights by tiles: the product of float64 but for rounding, used by linear layers where they can."""
 
 # N rows, I input channels, O output channels
 
@@ -228,7 +228,7 @@ def test_everything_else_stays_with_torch(why: str) -> None:
     assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
 
 
-def test_without_amx_or_a_library_torch_computes_the_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_tiles_or_a_library_torch_computes_the_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x = layer_and_input()
 
     for loaded in (SimpleNamespace(retbench_has_tiles=lambda: 0), native.UnavailableError("no compiler")):
