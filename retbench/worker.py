@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from models.catalogue import peer_of
 from retbench.devices import find_device
+from retbench.devices.cpu import keep_one_heap
 from retbench.spec import Cell, Training
 from retbench.timing import Deadline
 
@@ -61,7 +62,10 @@ def main(descriptor: int) -> None:
 
 def _measure(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Parts of the record of one cell."""
-    deadline = Deadline(request["budget_s"])
+    deadline, cell = Deadline(request["budget_s"]), Cell.from_dict(request["cell"])
+    is_limited = cell.device == "cpu" and cell.mem_limit_bytes is not None
+    if is_limited:
+        keep_one_heap()
     import torch
 
     from models.linear import onednn_refusal
@@ -71,16 +75,15 @@ def _measure(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     from retbench.measure.quantize import quantize
     from retbench.measure.ranks import join_group, keep_part_, leave_group, reader
 
-    cell = Cell.from_dict(request["cell"])
     device = find_device(cell.device)
     workload = import_module(f"retbench.measure.{cell.workload}")  # before the limit, which is for the cell alone
     torch.set_num_threads(cell.threads)
     torch.set_default_dtype(TORCH_DTYPES[cell.dtype])
     if "group" in request:
         join_group(cell.device, request["group"])
+    if is_limited:  # the memory of these trials is not the cell's
+        onednn_refusal(cell.threads) if cell.dtype == "fp32" else tiles.refusal()
     if cell.mem_limit_bytes is not None:
-        if cell.device == "cpu":  # the memory of these trials is not the cell's
-            onednn_refusal(cell.threads) if cell.dtype == "fp32" else tiles.refusal()
         device.limit_memory(cell.mem_limit_bytes)
     with torch.device(cell.device):
         model = _model(cell)

@@ -79,9 +79,10 @@ class Cpu:
     def limit_memory(self, limit_bytes: int, held_bytes: int = 0) -> None:
         """Bounds private writable memory at ``limit_bytes`` more than is not the cell's now; none is kept in store."""
         if resource.getrlimit(resource.RLIMIT_DATA)[0] == resource.RLIM_INFINITY:
-            _mallopt(M_ARENA_MAX, 1)  # what fails in one is tried in another, which then stays as large
             self.peak_memory(lambda: None, lambda _: None)  # the profiler's own memory is not charged to the cell
+        gc.collect()
         _set_malloc(GIVE_BACK)
+        _fill_heap()
         held = int(re.findall(r"VmData:\s*(\d+) kB", _read("/proc/self/status"))[0]) * 1024
         most = resource.getrlimit(resource.RLIMIT_DATA)[1]  # stays, so that the next bound may be higher
         resource.setrlimit(resource.RLIMIT_DATA, (held - held_bytes + limit_bytes, most))
@@ -161,6 +162,46 @@ def _set_malloc(thresholds: tuple[int, int]) -> None:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)
+
+
+def keep_one_heap() -> None:
+    """To be called before ``limit_memory`` and before there are threads, which would each get a heap of their own.
+
+    What fails in one heap is tried in another, which then stays as large and has room that no limit bounds.
+    """
+    _mallopt(M_ARENA_MAX, 1)
+
+
+class _Heap(ctypes.Structure):
+    """struct mallinfo2 of glibc."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+    )
+
+
+def _fill_heap() -> None:
+    """Takes what is free in glibc's heap, in place of what was taken the time before.
+
+    The kernel counts it as in use, yet malloc would serve blocks of any size from it before it asks for more.
+    """
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallinfo2"):
+        return
+    libc.mallinfo2.restype, libc.malloc.restype, libc.free.argtypes = _Heap, ctypes.c_void_p, [ctypes.c_void_p]
+    while _taken:
+        libc.free(_taken.pop())
+    libc.malloc_trim(0)
+    size = libc.mallinfo2().arena
+    while block := libc.malloc(GIVE_BACK[0] - 64):  # the largest that is never mapped by itself
+        if libc.mallinfo2().arena > size:
+            libc.free(block)
+            break
+        _taken.append(block)
+
+
+_taken: list[int] = []
 
 
 def _mallopt(parameter: int, value: int) -> None:
