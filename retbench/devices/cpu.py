@@ -175,10 +175,8 @@ def keep_one_heap() -> None:
 class _Heap(ctypes.Structure):
     """struct mallinfo2 of glibc."""
 
-    _fields_ = tuple(
-        (name, ctypes.c_size_t)
-        for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
-    )
+    NAMES = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
+    _fields_ = tuple((name, ctypes.c_size_t) for name in NAMES)
 
 
 def _fill_heap() -> None:
@@ -193,9 +191,10 @@ def _fill_heap() -> None:
     while _taken:
         libc.free(_taken.pop())
     libc.malloc_trim(0)
-    size = libc.mallinfo2().arena
-    while block := libc.malloc(GIVE_BACK[0] - 64):  # the largest that is never mapped by itself
-        if libc.mallinfo2().arena > size:
+    heap, size = libc.mallinfo2(), GIVE_BACK[0] - 64  # the largest block that is never mapped by itself
+    for _ in range(heap.fordblks // size):
+        block = libc.malloc(size)
+        if block is None or libc.mallinfo2().arena > heap.arena:
             libc.free(block)
             break
         _taken.append(block)

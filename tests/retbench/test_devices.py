@@ -272,6 +272,30 @@ def test_a_later_limit_counts_what_the_cell_holds_and_nothing_else() -> None:
     assert done.stdout.split() == ["False", "True", "False", "False", "True"]
 
 
+LIMITED_WITH_HOLES = """
+import torch
+from retbench.devices.cpu import DEVICE, keep_one_heap
+keep_one_heap()
+small = [torch.empty(15 * 2**10) for _ in range(2048)]  # 120 MiB of the heap, 60 KiB each
+last = torch.empty(15 * 2**10)
+del small
+DEVICE.limit_memory(256 * 2**20)
+kept = torch.empty(248 * 2**18)
+try:
+    torch.empty(16 * 2**18)
+except RuntimeError:
+    print("refused")
+"""
+
+
+def test_what_is_free_in_the_heap_is_no_room_beyond_the_limit() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED_WITH_HOLES], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
+    )
+
+    assert done.stdout.split() == ["refused"]
+
+
 def test_the_cpu_describes_itself_without_the_name_of_its_host() -> None:
     facts, slug = CPU.describe(), CPU.slug()
 
