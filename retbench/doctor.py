@@ -156,7 +156,7 @@ def _tools() -> Iterator[Finding]:
     from models.native.library import COMPILERS
 
     compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
-    lost = "decode steps and what AMX could do are computed by torch, not in native code; docs/performance.md"
+    lost = "decode steps and products of bf16 are computed by torch, not in native code; docs/performance.md"
     yield Finding("C++ compiler", compiler or "none", "ok" if compiler else "warning", "" if compiler else lost)
     git = shutil.which("git")
     yield Finding("git", git or "none", "ok" if git else "note", "" if git else "no gate against a commit")

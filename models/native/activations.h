@@ -13,7 +13,6 @@ struct Activations {
   BFloat* packed;          // ``packed_size`` numbers
 };
 
-constexpr int MOST_ROWS = 4;  // of a block of weights
 constexpr int64_t PACKED_DEPTH = 32;  // K is rounded up to a multiple of it, with zeros
 
 inline int64_t packed_size(int64_t columns, int64_t depth) { return columns * round_up(depth, PACKED_DEPTH); }
@@ -54,6 +53,8 @@ void with_constant(int64_t n, const Do& what) {
     default: return what(Constant<8>{});
   }
 }
+
+constexpr int MOST_ROWS = 4;  // of a block: more at once are too many streams to prefetch
 
 /* what(R, C, row, column) for blocks of R rows and C columns that fill the registers, at most 8 columns at a time: few
 enough rows stay in cache for the next columns. */

@@ -3,8 +3,8 @@
 A product of weights W (N, K) with activations X (B, K) at small B is as fast as W can be read. Two kernels:
 - vectors: a block of rows of W times up to 8 rows of X, all in float32, whatever W's type;
 - packed (bf16): the processor's own products of bf16, with X as they need it: AMX or AVX512-BF16.
-Neither wants another layout of the weights, so that prefill, checkpoints and memory know only one. Weights of int8 become
-floats, or bf16, which hold them exactly; their scales are the caller's. */
+Neither wants another layout of the weights, so that prefill, checkpoints and memory know only one. Weights of int8
+become floats, or bf16, which hold them exactly; their scales are the caller's. */
 #pragma once
 
 #include "activations.h"
@@ -69,7 +69,8 @@ void dot_products(const T* weights, const float* x, int64_t depth, float* out, i
 template <class T>
 void multiply_vectors(const T* weights, int64_t rows, const Activations& x, float* out, int64_t stride) {
   for_blocks(rows, x.columns, [&](auto r, auto c, int64_t row, int64_t column) {
-    dot_products<r, c>(weights + row * x.depth, x.values + column * x.depth, x.depth, out + column * stride + row, stride);
+    const float* from = x.values + column * x.depth;
+    dot_products<r, c>(weights + row * x.depth, from, x.depth, out + column * stride + row, stride);
   });
 }
 

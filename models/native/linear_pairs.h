@@ -7,9 +7,11 @@
 inline void pack(const Activations& x) {
   int64_t depth = round_up(x.depth, PACKED_DEPTH);
   for (int64_t column = 0; column < x.columns; column++) {
-    for (int64_t k = 0; k < depth; k++) {
-      narrow(k < x.depth ? x.values[column * x.depth + k] : 0.0f, x.packed[column * depth + k]);
-    }
+    const float* from = x.values + column * x.depth;
+    BFloat* to = x.packed + column * depth;
+    int64_t k = 0;
+    for (; k + LANES <= x.depth; k += LANES) store(to + k, load(from + k));
+    for (; k < depth; k++) narrow(k < x.depth ? from[k] : 0.0f, to[k]);
   }
 }
 
