@@ -40,7 +40,7 @@ class Linear(nn.Linear):
         return out.view(*x.shape[:-1], self.out_features)
 
     def _faster_product(self, x: Tensor) -> "type[_Product] | type[_NativeGradient] | None":
-        if torch.is_autocast_enabled("cpu"):
+        if torch.is_autocast_enabled("cpu") or is_switched_off():
             return None
         if _is_native(x, self.weight):
             return _NativeGradient if torch.is_grad_enabled() and self.weight.requires_grad else None
@@ -55,7 +55,7 @@ def _is_native(x: Tensor, weight: Tensor) -> bool:
     is_bf16 = x.dtype == weight.dtype == torch.bfloat16 and x.device.type == "cpu"
     if not is_bf16 or len(x) < LEAST_ROWS or any(channels % MULTIPLE for channels in weight.shape):
         return False
-    return not is_switched_off() and _has_tiles()
+    return _has_tiles()
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

@@ -35,7 +35,7 @@ def library() -> ctypes.CDLL | UnavailableError:
 
 @contextmanager
 def plain_code() -> Iterator[None]:
-    """Within it there is no native code: torch computes everything."""
+    """Within it there is no native code: torch computes everything, by the operators that it takes itself."""
     _switched_off.append(True)
     try:
         yield

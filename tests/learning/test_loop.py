@@ -262,8 +262,9 @@ def test_micro_batches_and_chunked_loss_see_the_same_tokens(run: Run, tmp_path: 
         train(tmp_path / name)
         curves.append(losses(tmp_path / name))
 
-    assert curves[0] == pytest.approx(curves[1], abs=1e-4)
-    assert curves[0] == pytest.approx(curves[2], abs=1e-4)
+    for other in curves[1:]:  # products of other sizes may be another library's: their rounding grows step by step
+        assert curves[0][:5] == pytest.approx(other[:5], abs=1e-4)
+        assert curves[0] == pytest.approx(other, rel=1e-3)
 
 
 def test_all_systems_see_the_same_batches(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
