@@ -55,7 +55,7 @@ def _is_native(x: Tensor, weight: Tensor) -> bool:
     is_bf16 = x.dtype == weight.dtype == torch.bfloat16 and x.device.type == "cpu"
     if not is_bf16 or len(x) < LEAST_ROWS or any(channels % MULTIPLE for channels in weight.shape):
         return False
-    return _has_tiles()
+    return bool(_has_tiles())  # a decorated function has no type
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
