@@ -499,7 +499,8 @@ def check_torch_does_it(model: LanguageModel, gradients: bool) -> None:
     assert same(found, expected)
 
 
-def test_float32_is_left_to_torch_without_a_word() -> None:
+def test_float32_is_left_to_torch_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("models.linear.onednn_refusal", lambda _: "another library's products, which round otherwise")
     model = build("retnet", "tiny", vocab_size=VOCAB_SIZE)
 
     assert model.backend_refusals() == {}
