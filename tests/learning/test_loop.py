@@ -254,6 +254,7 @@ def test_memory_that_runs_out_is_a_status(
 
 
 def test_micro_batches_and_chunked_loss_see_the_same_tokens(run: Run, tmp_path: Path) -> None:
+    linear.decide_onednn(run.rank_threads, "it takes products of some sizes alone, and rounds otherwise")
     curves = []
     for name, shape in {"a": (4, 1, "plain"), "b": (1, 4, "plain"), "c": (2, 2, "chunked")}.items():
         batch_size, micro_batches, loss = shape
@@ -262,9 +263,8 @@ def test_micro_batches_and_chunked_loss_see_the_same_tokens(run: Run, tmp_path: 
         train(tmp_path / name)
         curves.append(losses(tmp_path / name))
 
-    for other in curves[1:]:  # products of other sizes may be another library's: their rounding grows step by step
-        assert curves[0][:5] == pytest.approx(other[:5], abs=1e-4)
-        assert curves[0] == pytest.approx(other, rel=1e-3)
+    assert curves[0] == pytest.approx(curves[1], abs=1e-4)
+    assert curves[0] == pytest.approx(curves[2], abs=1e-4)
 
 
 def test_all_systems_see_the_same_batches(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
