@@ -19,6 +19,7 @@ from retbench.statistics import Interval, crossed_interval
 
 Floats = npt.NDArray[np.float64]
 LEAST, MOST = 1e2, 1e16  # parameters between which the ends of a crossing are looked for
+ROUNDING = 1e-9  # of an exponent: a smaller difference is what sums of float64 leave
 HALVINGS = 30  # of the way to such an end, on a scale of logarithms
 
 
@@ -100,14 +101,15 @@ def difference(one: Losses, other: Losses) -> list[Interval]:
 def crossing(one: Losses, other: Losses) -> Interval | None:
     """The parameters at which two laws give one loss, None where it cannot be said that they cross once.
 
-    That is so where the interval of the difference of their exponents holds 0: they may be parallel. Else the interval
-    is where the laws cannot be told apart (Fieller 1954).
+    That is so where the interval of the difference of their exponents holds 0, or where that is a rounding error: they
+    may be parallel. Else the interval is where the laws cannot be told apart (Fieller 1954).
     """
     laws = fit(one), fit(other)
     if laws[0] is None or laws[1] is None:
         return None
     fall = laws[0].exponent.value - laws[1].exponent.value
-    if abs(fall) <= _half_width(one.moved(_slope(one)) - other.moved(_slope(other)), one):
+    half = _half_width(one.moved(_slope(one)) - other.moved(_slope(other)), one)
+    if abs(fall) <= max(half, ROUNDING * abs(laws[0].exponent.value)):
         return None
     value = math.exp(min(700.0, max(-700.0, math.log(laws[0].scale / laws[1].scale) / fall)))
     return Interval(value, *(_edge(one, other, value, end) for end in (min(value, LEAST), max(value, MOST))))
@@ -118,7 +120,7 @@ def _edge(one: Losses, other: Losses, inside: float, outside: float) -> float:
     if _alike(one, other, outside):
         return outside
     for _ in range(HALVINGS):
-        middle = math.sqrt(inside * outside)
+        middle = math.sqrt(inside) * math.sqrt(outside)
         inside, outside = (middle, outside) if _alike(one, other, middle) else (inside, middle)
     return inside
 

@@ -77,13 +77,24 @@ def test_two_sizes_are_no_law() -> None:
     assert fit(Losses(few.nats[:2], few.tokens, few.parameters[:2])) is None
 
 
-def test_laws_cross_where_they_are_equal_and_parallel_ones_nowhere() -> None:
+def test_laws_cross_where_they_are_equal() -> None:
     steep, flat = losses(12, 0.12, 0.001), losses(12 * 2e9**-0.02, 0.1, 0.002)
     found = crossing(steep, flat)
 
     assert found is not None
     assert found.low < 2e9 < found.high
-    assert crossing(losses(12, 0.12), losses(13, 0.12)) is None
+
+
+@given(st.floats(2, 20), st.floats(2, 20), st.floats(0.01, 0.5))
+def test_laws_that_differ_by_rounding_alone_cross_nowhere(one: float, other: float, exponent: float) -> None:
+    assert crossing(losses(one, exponent), losses(other, exponent)) is None
+
+
+def test_a_crossing_beyond_all_sizes_has_an_interval_and_no_overflow() -> None:
+    found = crossing(losses(12, 0.12), losses(13, 0.12 + 1e-6))
+
+    assert found is not None
+    assert found.low <= found.value <= found.high
 
 
 def test_a_lead_is_that_of_the_laws_and_less_sure_the_farther_off() -> None:
