@@ -6,16 +6,18 @@
 
 #include "vectors.h"
 
-/* X (B, K): as floats and, for products in bf16, as ``pack`` lays it out. */
+/* X (B, K): as floats and, for packed products, as ``pack`` lays it out. */
 struct Activations {
   int64_t columns, depth;  // B, K
   float* values;           // (B, K)
-  BFloat* packed;          // ``packed_size`` numbers
+  void* packed;            // ``packed_bytes``
 };
 
-constexpr int64_t PACKED_DEPTH = 32;  // K is rounded up to a multiple of it, with zeros
-
-inline int64_t packed_size(int64_t columns, int64_t depth) { return columns * round_up(depth, PACKED_DEPTH); }
+/* Room for any layout: columns fill vectors, and K cache lines. */
+template <class T>
+int64_t packed_bytes(int64_t columns, int64_t depth) {
+  return round_up(columns, LANES) * round_up(depth * int64_t(sizeof(T)), 64);
+}
 
 /* Fetches memory in the order in which it lies while a block of rows is read across: that is what memory is fastest at,
 and no row of the next block is then waited for. */

@@ -1,35 +1,53 @@
 /* Y = X W^T for a few rows of X and weights as they lie in memory: every weight is read once, in order.
 
-A product of weights W (N, K) with activations X (B, K) at small B is as fast as W can be read. Two kernels:
-- vectors: a block of rows of W times up to 8 rows of X, all in float32, whatever W's type;
-- packed (bf16): the processor's own products of bf16, with X as they need it: AMX or AVX512-BF16.
-Neither wants another layout of the weights, so that prefill, checkpoints and memory know only one. Weights of int8
+A product of weights W (N, K) with activations X (B, K) at small B is as fast as W can be read. Three kernels:
+- vectors: a block of rows of W times one or two rows of X, all in float32, whatever W's type; any processor;
+- lanes: more rows of X, packed into the lanes of vectors, in W's type; AVX-512, for bf16 with its products;
+- tiles (bf16): the same by AMX.
+None wants another layout of the weights, so that prefill, checkpoints and memory know only one. Weights of int8
 become floats, or bf16, which hold them exactly; their scales are the caller's. */
 #pragma once
 
 #include "activations.h"
 #include "tiles.h"
 #include "vectors.h"
+#ifdef __AVX512F__
+#include "linear_lanes.h"
+#endif
 #ifdef __AMX_BF16__
 #include "linear_tiles.h"
-#elif defined(__AVX512BF16__)
-#include "linear_pairs.h"
-#else
-inline void pack(const Activations&) {}
-template <class W>
-void multiply_packed(const W*, int64_t, const Activations&, float*, int64_t) {}
 #endif
 
 constexpr int64_t PACKED_FROM = 3;  // columns from which packed products are faster
 
+/* Whether products with so many columns want them packed. */
 template <class T>
-inline bool use_packed(int64_t) {
+bool use_packed(int64_t columns) {
+#ifdef __AVX512F__
+  return columns >= PACKED_FROM && (sizeof(T) == sizeof(float) || has_tiles());
+#else
   return false;
+#endif
 }
 
-template <>
-inline bool use_packed<BFloat>(int64_t columns) {
-  return columns >= PACKED_FROM && has_tiles();
+template <class T>
+void pack(const Activations& x) {
+#ifdef __AMX_BF16__
+  if constexpr (sizeof(T) == sizeof(BFloat)) return pack_tiles(x);
+#endif
+#ifdef __AVX512F__
+  pack_lanes<T>(x);
+#endif
+}
+
+template <class T, class W>
+void multiply_packed(const W* weights, int64_t rows, const Activations& x, float* out, int64_t stride) {
+#ifdef __AMX_BF16__
+  if constexpr (sizeof(T) == sizeof(BFloat)) return multiply_tiles(weights, rows, x, out, stride);
+#endif
+#ifdef __AVX512F__
+  multiply_lanes<T>(weights, rows, x, out, stride);
+#endif
 }
 
 /* out[c][r] = W[r] . X[c] for R rows and C columns. */
@@ -56,7 +74,9 @@ void dot_products(const T* weights, const float* x, int64_t depth, float* out, i
     for (int64_t part = 0; part < STEP; part += LANES) add(k + part);
   }
   for (; k + LANES <= depth; k += LANES) add(k);
+#pragma GCC unroll 8
   for (int c = 0; c < C; c++) {
+#pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
       float total = sum(totals[c][r]);
       for (int64_t rest = k; rest < depth; rest++) total += widen(weights[r * depth + rest]) * x[c * depth + rest];
@@ -77,9 +97,6 @@ void multiply_vectors(const T* weights, int64_t rows, const Activations& x, floa
 /* out[c][r] = W[r] . X[c] for ``rows`` rows of weights and every column. W is of type T, that of the model, or int8. */
 template <class T, class W>
 void multiply(const W* weights, int64_t rows, const Activations& x, float* out, int64_t stride) {
-  if (use_packed<T>(x.columns)) {
-    if constexpr (sizeof(W) < sizeof(float)) multiply_packed(weights, rows, x, out, stride);
-  } else {
-    multiply_vectors(weights, rows, x, out, stride);
-  }
+  if (use_packed<T>(x.columns)) return multiply_packed<T>(weights, rows, x, out, stride);
+  multiply_vectors(weights, rows, x, out, stride);
 }

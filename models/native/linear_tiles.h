@@ -6,11 +6,11 @@
 
 /* Fills ``packed`` as (B / 16, K / 2, 16, 2), fewer than 16 in the last B / 16: a tile multiplies pairs of neighbours
 along K, so these lie side by side. */
-inline void pack(const Activations& x) {
+inline void pack_tiles(const Activations& x) {
   int64_t depth = round_up(x.depth, TILE_DEPTH);
   for (int64_t first = 0; first < x.columns; first += TILE_ROWS) {
     int64_t width = std::min(TILE_ROWS, x.columns - first);
-    BFloat* tile = x.packed + first * depth;
+    BFloat* tile = static_cast<BFloat*>(x.packed) + first * depth;
     for (int64_t column = 0; column < width; column++) {
       const float* from = x.values + (first + column) * x.depth;
       for (int64_t k = 0; k < depth; k++) {
@@ -115,7 +115,7 @@ void multiply_tile_block(const W* weights, int64_t rows, const Activations& x, i
   configure_tiles(rows_0, rows_1, width_0, width_1);
   publish(x.packed);
   int64_t depth = round_up(x.depth, TILE_DEPTH), whole = x.depth / TILE_DEPTH * TILE_DEPTH;
-  const BFloat *x_0 = x.packed + first * depth, *x_1 = x_0 + TILE_ROWS * depth;
+  const BFloat *x_0 = static_cast<BFloat*>(x.packed) + first * depth, *x_1 = x_0 + TILE_ROWS * depth;
   TileRows room;
   for (int64_t from = 0, count; from < depth; from += count) {
     count = from < whole ? std::min(whole - from, TileRows::DEPTH) : TILE_DEPTH;
@@ -139,7 +139,7 @@ void multiply_tile_block(const W* weights, int64_t rows, const Activations& x, i
 
 /* By tiles: blocks of 32 rows, all columns of a block before the next block. */
 template <class W>
-void multiply_packed(const W* weights, int64_t rows, const Activations& x, float* out, int64_t stride) {
+void multiply_tiles(const W* weights, int64_t rows, const Activations& x, float* out, int64_t stride) {
   for (int64_t r = 0; r < rows; r += 2 * TILE_ROWS) {
     int64_t height = std::min(rows - r, 2 * TILE_ROWS);
     for (int64_t c = 0; c < x.columns; c += 2 * TILE_ROWS) {

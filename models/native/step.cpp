@@ -77,7 +77,7 @@ class Arena {
 struct Private {
   int thread;
   float* values;   // (B, widest input of a product)
-  BFloat* packed;  // the same in bf16
+  void* packed;    // the same as packed products want it
   float* tile;     // (B, CHUNK_ROWS) results of a product
   float* q;        // (H / G, K) rotated
   float* k;        // (K,) one head of anything
@@ -104,11 +104,16 @@ struct Scratch {
     inputs = std::max({s.d_model, s.n_heads * s.d_v, s.d_ffn});
   }
 
+  template <class T>
+  int64_t packed_room(int64_t columns) const {
+    return use_packed<T>(columns) ? packed_bytes<T>(columns, inputs) : 0;
+  }
+
   Private next_private(const Shape& s, int thread) {
     Private mine;
     mine.thread = thread;
     mine.values = arena.take<float>(s.batch * inputs);
-    mine.packed = arena.take<BFloat>(s.bf16 && use_packed<BFloat>(s.batch) ? packed_size(s.batch, inputs) : 0);
+    mine.packed = arena.take<char>(s.bf16 ? packed_room<BFloat>(s.batch) : packed_room<float>(s.batch));
     mine.tile = arena.take<float>(s.batch * CHUNK_ROWS);
     mine.q = arena.take<float>(s.n_heads / s.n_kv_heads * s.d_k);
     mine.k = arena.take<float>(s.d_k);
@@ -346,7 +351,7 @@ class Step {
   }
 
   const Activations& packed(const Activations& x) const {
-    if (use_packed<T>(s_.batch)) pack(x);
+    if (use_packed<T>(s_.batch)) pack<T>(x);
     return x;
   }
 
