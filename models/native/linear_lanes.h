@@ -23,7 +23,7 @@ void for_groups(int64_t columns, const Do& what) {
   for (int64_t first = 0; first < columns; first += MOST_COLUMNS) {
     int64_t left = columns - first;
     if (left > LANES) what(Constant<1>{}, Constant<2>{}, first);
-    else if (left > LANES / 2) what(Constant<1>{}, Constant<1>{}, first);
+    else if (left > LANES / 2) what(Constant<2>{}, Constant<2>{}, first);
     else if (left > LANES / 4) what(Constant<2>{}, Constant<1>{}, first);
     else what(Constant<4>{}, Constant<1>{}, first);
   }
@@ -37,10 +37,10 @@ void pack_lanes(const Activations& x) {
   for_groups(x.columns, [&](auto words, auto vectors, int64_t first) {
     constexpr int64_t WORDS = words, WIDTH = vectors * LANES / WORDS;
     uint32_t* to = reinterpret_cast<uint32_t*>(static_cast<T*>(x.packed) + first * depth);
-    for (int64_t column = 0; column < WIDTH; column++) {
-      const float* from = x.values + (first + column) * x.depth;
-      const int64_t here = first + column < x.columns ? x.depth : 0;
-      for (int64_t k = 0; k < depth; k += LINE) {
+    for (int64_t k = 0; k < depth; k += LINE) {
+      for (int64_t column = 0; column < WIDTH; column++) {
+        const float* from = x.values + (first + column) * x.depth;
+        const int64_t here = first + column < x.columns ? x.depth : 0;
         T line[LINE] = {};
         if (k + LINE <= here) {
           for (int64_t i = 0; i < LINE; i += LANES) store(line + i, load(from + k + i));
