@@ -121,14 +121,13 @@ struct Scratch {
   }
 };
 
-/* Into how many parts the work of a head is split so that every thread finds some, each of at least ``least``. */
-int64_t splits_of(int64_t heads, int64_t length, int64_t least, int threads) {
-  int64_t wanted = (16 * threads + heads - 1) / heads;
-  return std::clamp<int64_t>(wanted, 1, std::max<int64_t>(1, length / least));
+/* Into how many parts the work of a head is split so that there are so many pieces, each of at least ``least``. */
+int64_t splits_of(int64_t heads, int64_t pieces, int64_t length, int64_t least) {
+  return std::clamp<int64_t>((pieces + heads - 1) / heads, 1, std::max<int64_t>(1, length / least));
 }
 
 int64_t attention_splits(const Shape& s, int threads) {
-  return splits_of(s.batch * s.n_kv_heads, s.position + 1, 256, threads);
+  return splits_of(s.batch * s.n_kv_heads, 16 * threads, s.position + 1, 256);
 }
 
 /* What becomes of the results of a product. */
@@ -250,7 +249,7 @@ class Step {
 
   /* The retention of every head, split over the values. */
   void retain_all(int64_t index, Private& mine) {
-    int64_t heads = s_.batch * s_.n_heads, splits = splits_of(heads, s_.d_v, 128, team_.size());
+    int64_t heads = s_.batch * s_.n_heads, splits = splits_of(heads, 4 * team_.size(), s_.d_v, 128);
     for (int64_t piece; (piece = team_.claim_near(mine.thread, heads * splits)) < heads * splits;) {
       int64_t task = piece / splits, split = piece % splits, b = task / s_.n_heads, head = task % s_.n_heads;
       int64_t lines = round_up(s_.d_v, LANES) / LANES;  // a split starts on a cache line
