@@ -15,12 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from models import probe
 from models.native import tiles
 from models.native.library import is_switched_off
 from models.native.weight_gradient import MULTIPLE, weight_gradient
 
+ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None)  # a private operator, which a build may lack
 LEAST_ROWS = 64  # below, putting the weights in oneDNN's order takes longer than it saves
 PROBED = (256, 1024, 1024)  # N, I, O
 ROUNDS = 5
@@ -45,7 +47,7 @@ class Linear(nn.Linear):
         if _is_native(x, self.weight):
             return _NativeGradient if torch.is_grad_enabled() and self.weight.requires_grad else None
         is_float = x.dtype == self.weight.dtype == torch.float32 and x.device.type == "cpu"
-        if not is_float or type(x) is not Tensor or torch.compiler.is_compiling() or len(x) < LEAST_ROWS:
+        if not is_float or torch.compiler.is_compiling() or len(x) < LEAST_ROWS:
             return None
         return _Product if onednn_refusal(torch.get_num_threads()) is None else None
 
@@ -98,8 +100,10 @@ class _Product(torch.autograd.Function):
 
 
 def onednn(x: Tensor, weight: Tensor) -> Tensor:
-    """x (N, I), weight (O, I), of any strides -> x W^T (N, O), without gradients; a private operator of torch."""
-    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], None)
+    """x (N, I), weight (O, I), of any strides -> x W^T (N, O), without gradients."""
+    if ONEDNN is None:
+        raise NotImplementedError("this build of torch has no such operator")
+    out: Tensor = ONEDNN(x, weight, None, "none", [], None)
     return out
 
 
@@ -119,7 +123,7 @@ def onednn_refusal(threads: int) -> str | None:
         return _decided[threads]
     n, i, o = PROBED
     generator = torch.Generator("cpu").manual_seed(0)
-    with torch.inference_mode():
+    with _disable_current_modes(), torch.inference_mode():  # a trace on fake tensors may be what asks
         x, weight = (torch.randn(s, i, generator=generator, device="cpu", dtype=torch.float32) for s in (n, o))
         x_t, weight_t = (y.t().contiguous().t() for y in (x, weight))  # strided as in the products of a gradient
         plain, exact = F.linear(x, weight), F.linear(x.double(), weight.double())

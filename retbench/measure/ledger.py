@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import (
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from models.linear import ONEDNN
 from retbench.measure.workspace import LIBRARIES, OURS, Call
 
 aten = torch.ops.aten
@@ -148,11 +149,17 @@ def _lstm_backward(x: Tensor, w: Tensor, u: Tensor, *_: Any, **__: Any) -> int:
     return 2 * _lstm(x, w, u)
 
 
+def _linear(x: Tensor, weight: Tensor, *_: Any, **__: Any) -> int:
+    """x (N, I) times the transpose of weight (O, I)."""
+    return 2 * x.numel() * len(weight)
+
+
 FLOPS: dict[Any, Callable[..., Any]] = {  # of operators that torch does not count
     aten._scaled_dot_product_flash_attention_for_cpu: _flash,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _flash_backward,
     aten._fft_r2c: _fft,
     aten._fft_c2r: _fft,
+    ONEDNN: _linear,
     aten.mkldnn_rnn_layer: _lstm,
     aten.mkldnn_rnn_layer_backward: _lstm_backward,
 }

@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from models.linear import ONEDNN
 from retbench.devices.cpu import memory_events
 
 aten = torch.ops.aten
@@ -26,9 +27,10 @@ LIBRARIES = {  # operators that libraries compute
     aten.convolution,
     aten._scaled_dot_product_flash_attention_for_cpu,
     aten._scaled_dot_product_flash_attention_for_cpu_backward,
+    ONEDNN,
 }
 OURS = "retbench"  # the namespace of operators of our own, which make smaller tensors inside
-HALVES = (torch.bfloat16, torch.float16)  # products of float32 are made where their operands lie
+HALVES = (torch.bfloat16, torch.float16)  # torch's own products of float32 are made where their operands lie
 MOST_FLOPS = 3e11  # of an operator that is asked: half a second where bf16 is native
 MOST_BYTES = 2**28  # of its operands
 
@@ -74,7 +76,8 @@ class Call:
     @property
     def is_asked(self) -> bool:
         is_small = self.flops <= MOST_FLOPS and sum(operand.nbytes for operand in self.operands) <= MOST_BYTES
-        return is_small and any(operand.dtype in HALVES for operand in self.operands)
+        takes_more = self.operator._overloadpacket == ONEDNN or any(x.dtype in HALVES for x in self.operands)
+        return is_small and takes_more
 
     def made(self) -> Callable[[], object]:
         """The call on zeros."""
