@@ -7,9 +7,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
 from models import SIZES, build
 from models.catalogue import paper_systems
+from models.linear import onednn
 from models.native.library import plain_code
 from models.quantization import quantize_
 from retbench.devices.cpu import DEVICE as CPU
@@ -186,6 +188,25 @@ def test_the_native_step_is_predicted_to_the_byte(system: str, seq_len: int, bat
 @pytest.mark.parametrize("system", paper_systems())
 def test_every_system_is_predicted_to_the_byte_in_bf16(system: str, size: str, native: bool) -> None:
     check_residuals(cell(system, size, seq_len=300, vocab_size=512, dtype="bf16"), native)
+
+
+@pytest.mark.parametrize("training", [Training(), Training("block", loss="chunked")])
+@pytest.mark.parametrize("system", ["retnet", "transformer-flash", "rwkv", "hyena"])
+def test_cells_in_which_onednn_multiplies_float32_are_predicted_to_the_byte(
+    system: str, training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = []
+
+    def counted(x: Tensor, weight: Tensor) -> Tensor:  # a mock would keep the operands
+        rows.append(len(x))
+        return onednn(x, weight)
+
+    monkeypatch.setattr("models.linear.onednn_refusal", lambda _: None)
+    monkeypatch.setattr("models.linear.onednn", counted)
+
+    check_residuals(cell(system, seq_len=300, vocab_size=512, training=training), native=True)
+
+    assert rows
 
 
 @pytest.mark.slow
