@@ -103,8 +103,8 @@ void multiply_lanes_block(const W* weights, const T* x, int64_t columns, int64_t
   constexpr int64_t WIDTH = VECTORS * LANES / WORDS, LINE = LINE_DEPTH<T>, AT_ONCE = WORDS * PER_WORD<T>;
   constexpr int64_t STEP = std::is_same_v<T, W> ? LINE : 256;  // what was just stored is slow to read
   Floats sums[SETS][VECTORS][R] = {};
-  auto add_line = [&](const T* rows, int64_t pitch, const T* columns) {
-    const float* across = reinterpret_cast<const float*>(columns);  // words, whatever they hold
+  auto add_line = [&](const T* rows, int64_t pitch, const T* line) {
+    const float* across = reinterpret_cast<const float*>(line);  // words, whatever they hold
 #pragma GCC unroll 1
     for (int64_t k = 0; k < LINE; k += SETS * AT_ONCE) {
 #pragma GCC unroll 4

@@ -1,6 +1,7 @@
 """A peer gets our weights and is measured only where it computes what its twin computes; here one that is ours."""
 
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from typing import cast
 
 import pytest
@@ -45,7 +46,7 @@ def test_a_peer_says_what_it_is_for_the_record() -> None:
     peer = peers.build("mirror", "tiny")
 
     error = cast(float, peer.notes.pop("logits_error_std"))
-    assert peer.backend == f"torch {torch.__version__}"
+    assert peer.backend == f"torch {metadata.version('torch')}"
     assert peer.notes == {"peer": peer.backend, "stubs": ["stub"], "twin": "transformer", "prefill": "as ours"}
     assert error < 1e-12
 
