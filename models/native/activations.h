@@ -40,36 +40,3 @@ class Ahead {
 
 template <int N>
 using Constant = std::integral_constant<int, N>;
-
-/* what(Constant<n>) for n from 1 to 8. */
-template <class Do>
-void with_constant(int64_t n, const Do& what) {
-  switch (n) {
-    case 1: return what(Constant<1>{});
-    case 2: return what(Constant<2>{});
-    case 3: return what(Constant<3>{});
-    case 4: return what(Constant<4>{});
-    case 5: return what(Constant<5>{});
-    case 6: return what(Constant<6>{});
-    case 7: return what(Constant<7>{});
-    default: return what(Constant<8>{});
-  }
-}
-
-constexpr int MOST_ROWS = 4;  // of a block: more at once are too many streams to prefetch
-
-/* what(R, C, row, column) for blocks of R rows and C columns that fill the registers, at most 8 columns at a time: few
-enough rows stay in cache for the next columns. */
-template <class Do>
-void for_blocks(int64_t rows, int64_t columns, const Do& what) {
-  int64_t groups = (columns + 7) / 8;
-  for (int64_t group = 0; group < groups; group++) {
-    int64_t column = group * columns / groups, width = (group + 1) * columns / groups - column;
-    with_constant(width, [&](auto c) {
-      constexpr int R = std::max(1, std::min(MOST_ROWS, ACCUMULATORS / c));
-      int64_t row = 0;
-      for (; row + R <= rows; row += R) what(Constant<R>{}, c, row, column);
-      for (; row < rows; row++) what(Constant<1>{}, c, row, column);
-    });
-  }
-}
